@@ -1,0 +1,1 @@
+"""Makes models better from feedback."""

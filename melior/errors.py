@@ -1,0 +1,70 @@
+"""every error melior raises, drawn as a tree
+
+MeliorError
+├── ConfigError          a setting is unknown, missing or out of range
+├── DataError            a file or a row cannot be used; says which line
+├── ModelError           a model folder, tokenizer or template cannot be used
+│   └── LayoutError      the forest layout does not fit this model
+├── ShapeError           tensors that must agree in shape do not
+├── MissingLogProbs      an objective needs log-probs that the records lack
+├── NeedsProbabilities   a loss needs probabilities and got densities
+├── GraderError          a grader failed too often, or cannot be loaded
+├── TrainingError        a run cannot go on
+│   └── NonFiniteError   loss or gradient was not finite too many times in a row
+├── CheckpointError      a checkpoint is damaged or does not fit
+└── StoreError           the database refuses: unknown version, stale alias, wrong schema
+
+Every message is one sentence with the number and the remedy.
+"""
+
+
+class MeliorError(Exception):
+    """Something the reader of the message can put right."""
+
+
+class ConfigError(MeliorError):
+    """A setting is unknown, missing or out of range."""
+
+
+class DataError(MeliorError):
+    """A file or a row cannot be used."""
+
+
+class ModelError(MeliorError):
+    """A model folder, tokenizer or template cannot be used."""
+
+
+class LayoutError(ModelError):
+    """The forest layout does not fit this model."""
+
+
+class ShapeError(MeliorError):
+    """Tensors that must agree in shape do not."""
+
+
+class MissingLogProbs(MeliorError):
+    """An objective needs log-probs that the records lack."""
+
+
+class NeedsProbabilities(MeliorError):
+    """A loss needs probabilities and got densities."""
+
+
+class GraderError(MeliorError):
+    """A grader failed too often, or cannot be loaded."""
+
+
+class TrainingError(MeliorError):
+    """A run cannot go on."""
+
+
+class NonFiniteError(TrainingError):
+    """Loss or gradient was not finite too many times in a row."""
+
+
+class CheckpointError(MeliorError):
+    """A checkpoint is damaged or does not fit."""
+
+
+class StoreError(MeliorError):
+    """The database refuses what was asked of it."""

@@ -1,0 +1,131 @@
+"""what a policy is: records become batches, batches become log-probs
+
+    score(batch) -> log-probs [B, T] in nats, with a mask [B, T] that is True where the policy chose
+
+A decision is one token, one position of a slate, one label, one control step. Row `b` of a batch holds the
+decisions of one output in order, from the left: `mask[b]` is True for the first n_b columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from melior.types import Record, Sampling
+
+
+class Want(Enum):
+    """What one forward pass should return."""
+
+    LOG_PROBS = "log_probs"
+    ENTROPY = "entropy"
+
+
+LOG_PROBS = frozenset({Want.LOG_PROBS})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of decisions. Only the policy that encoded it looks inside `inputs` and `outputs`."""
+
+    inputs: Sequence[Any]  # opaque, one entry per row
+    outputs: Sequence[Any]  # opaque, one entry per row
+    mask: Tensor  # [B, T] bool, True where the policy chose
+    weights: Tensor  # [B, T] float, per-decision weight
+    groups: Tensor  # [B] int, which input (or pair) a row belongs to
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # [B, T] or [B], what `prepare` adds
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """The given rows, with trailing columns no row uses cut off."""
+        index = torch.as_tensor(list(rows), dtype=torch.long)
+        mask = self.mask[index]
+        width = int(mask.sum(1).max()) if mask.numel() else 0
+
+        def cut(column: Tensor) -> Tensor:
+            return column[index][:, :width] if column.dim() == 2 else column[index]
+
+        return Batch(
+            inputs=[self.inputs[row] for row in rows],
+            outputs=[self.outputs[row] for row in rows],
+            mask=mask[:, :width],
+            weights=cut(self.weights),
+            groups=self.groups[index],
+            columns={name: cut(column) for name, column in self.columns.items()},
+        )
+
+    def with_columns(self, **columns: Tensor) -> Batch:
+        """The same rows with columns added or replaced."""
+        return replace(self, columns={**self.columns, **columns})
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One forward pass, several outputs; what was not wanted is absent."""
+
+    log_probs: Tensor  # [B, T] nats, 0 where the mask is False
+    entropy: Tensor | None = None  # [B, T] nats
+    values: Tensor | None = None  # [B, T]
+    candidates: Tensor | None = None  # [B, T, K]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates by parameter name: the first pattern found in a name decides its factor; 0 freezes it."""
+
+    learning_rate: float
+    weight_decay: float = 0.0
+    factors: Mapping[str, float] = field(default_factory=dict)  # regular expression → factor of the learning rate
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate and a weight decay."""
+
+    names: tuple[str, ...]
+    parameters: tuple[Tensor, ...]
+    learning_rate: float
+    weight_decay: float
+
+
+State = Mapping[str, Tensor]  # trainable tensors by name
+
+
+class Trainable(Protocol):
+    """What `fit` can train: policies, value functions, reward models."""
+
+    def parameter_groups(self, rates: Rates) -> list[ParameterGroup]: ...
+    def state(self) -> State: ...
+    def load_state(self, state: State) -> None: ...
+    def save(self, folder: Path) -> None: ...
+    def fingerprint(self) -> str: ...
+
+
+class Policy(Trainable, Protocol):
+    """Gives a log-probability to every decision it makes."""
+
+    discrete: bool  # probabilities (True) or densities (False)
+
+    def encode(self, examples: Sequence[Any]) -> Batch:
+        """A whole step as one batch: tokenised, not yet laid out."""
+        ...
+
+    def cut(self, batch: Batch, budget: int | None = None) -> Iterator[list[int]]:
+        """Rows of micro-batches that cost at most `budget` each; a group stays together where it fits."""
+        ...
+
+    def score(self, batch: Batch, want: frozenset[Want] = LOG_PROBS) -> Scored:
+        """Log-probs of the batch's decisions, deterministic whatever the mode of the model."""
+        ...
+
+    def sample(self, inputs: Sequence[Any], settings: Sampling) -> list[Record]:
+        """`n` records per input, grouped by input, in order."""
+        ...

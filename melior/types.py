@@ -1,0 +1,128 @@
+"""the nouns every floor shares; read this first
+
+A `Demonstration`, `Preference`, `Rated` or `Task` is what a team brings. A `Record` is what a policy decided,
+with the exact decision ids and log-probs when the policy itself produced it. A `Score` is what one grader said.
+
+`inputs` is whatever the policy reads: for language a string (one user message, or plain text where the policy has
+no chat template) or a list of messages `{"role": ..., "content": ...}`. `output` is what it decided: for language
+a string, the assistant's answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from melior.errors import ConfigError
+
+Finish = Literal["stop", "length", "cancelled", "given"]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """An input with an output worth imitating.
+
+    For language, `inputs` may end before the assistant's turn (then `output` is that turn), or `output` may be None
+    and `inputs` a whole conversation whose assistant messages are all decisions (those with `"weight": 0` are not).
+    """
+
+    inputs: Any
+    output: Any = None
+    weight: float = 1.0
+    id: str = ""  # where the row came from, e.g. "train.jsonl:17"
+    group: str = ""  # rows of one conversation or one user share it; splits never cut a group
+    item: Mapping[str, Any] = field(default_factory=dict)  # every other column of the row
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two outputs of one input, and how probable it is that people prefer the first."""
+
+    inputs: Any
+    chosen: Any
+    rejected: Any
+    probability: float = 1.0  # p(chosen > rejected); a tie is 0.5
+    margin: float = 0.0
+    id: str = ""
+    group: str = ""
+    item: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rated:
+    """An output with a rating: a number, or a boolean as 0.0 or 1.0."""
+
+    inputs: Any
+    output: Any
+    rating: float
+    id: str = ""
+    group: str = ""
+    item: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """An input without an output, and what a grader needs to judge one."""
+
+    inputs: Any
+    item: Mapping[str, Any] = field(default_factory=dict)  # reference answers and every other column, for the grader
+    id: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How outputs are sampled. `temperature=0` is greedy; `top_k=0` and `top_p=1` switch truncation off."""
+
+    n: int = 1
+    max_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.max_tokens < 1:
+            raise ConfigError(f"sampling needs n ≥ 1 and max_tokens ≥ 1, got n={self.n}, max_tokens={self.max_tokens}")
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ConfigError(
+                f"sampling needs temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1, got temperature={self.temperature}, "
+                f"top_k={self.top_k}, top_p={self.top_p}"
+            )
+
+    @property
+    def truncated(self) -> bool:
+        """Whether what is sampled differs from softmax(logits / temperature)."""
+        return self.temperature == 0 or self.top_k > 0 or self.top_p < 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One output of a policy. The ids and log-probs are those really sampled; nothing is ever re-tokenised."""
+
+    inputs: Any
+    output: Any
+    item: Mapping[str, Any] = field(default_factory=dict)  # the task's item, for the grader
+    group: str = ""  # which input: outputs of one input share it
+    context: tuple[int, ...] | None = None  # ids the policy read before its first decision
+    decisions: tuple[int, ...] | None = None  # ids it decided, the stop token included
+    behavior_log_probs: tuple[float, ...] | None = None  # nats, one per decision, as sampled
+    sampling: Sampling | None = None
+    policy_version: str | None = None
+    fingerprint: str | None = None  # of tokenizer and template
+    finish: Finish = "given"  # "length": cut by max_tokens, so truncated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a grader said of one output; `value` is None where it failed, and then `error` says why."""
+
+    value: float | None
+    name: str = ""
+    reason: str = ""
+    error: str = ""  # one line; empty when the call went well
+    traceback: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)  # sub-scores of a weighted sum
+    seconds: float = 0.0
