@@ -1,0 +1,1 @@
+"""a number, and a reason, for each output"""

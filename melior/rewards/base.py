@@ -1,0 +1,162 @@
+"""what a grader is, and when its failures stop a run
+
+A grader scores one output. A call that fails gives no number: its `Score` has value None and an `error`, so a
+broken reward never teaches anything. None without an error means that the grader does not apply to this output.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, SupportsFloat
+
+from melior.errors import GraderError
+from melior.types import Record, Score
+
+LONGEST_TRACEBACK = 8_000  # characters kept, from the end: the last frames say most
+LONGEST_ERROR = 500  # characters
+
+
+class Grader(Protocol):
+    """Scores one output; runs wherever it was loaded."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spec(self) -> Mapping[str, Any] | None:
+        """JSON that rebuilds the grader in a new process; None if it lives in this process only."""
+        ...
+
+    def load(self) -> None:
+        """Import whatever the grader needs, so that a call measures grading alone."""
+        ...
+
+    def grade(self, record: Record) -> Score:
+        """The score of one output; may raise, `call_grader` may not."""
+        ...
+
+
+def call_grader(grader: Grader, record: Record) -> Score:
+    """The grader's score, or a score without a value that says what went wrong; never raises."""
+    start = time.perf_counter()
+    try:
+        score = grader.grade(record)
+    except GraderError as error:
+        score = failed(grader.name, str(error))
+    except BaseException as error:  # SystemExit too: user code must not end the worker
+        told = str(error).splitlines()
+        reason = f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
+        score = failed(grader.name, f"{grader.name} raised {reason}", traceback.format_exc())
+    return replace(score, name=grader.name, seconds=time.perf_counter() - start)
+
+
+def failed(name: str, error: str, trace: str = "") -> Score:
+    """A score without a value, with the error on one line."""
+    line = " ".join(error.split())[:LONGEST_ERROR]
+    return Score(value=None, name=name, error=line, traceback=trace[-LONGEST_TRACEBACK:])
+
+
+def checked(name: str, value: Any) -> Score:
+    """A score of the given value; anything but a finite number, a boolean or None is a failure.
+
+    Raises:
+        GraderError: if the value is not one finite number.
+    """
+    if value is None:
+        return Score(value=None, name=name)
+    if not isinstance(value, SupportsFloat) or isinstance(value, str | bytes):
+        raise GraderError(f"{name} returned {_shown(value)}; return a number, or None where it does not apply")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # an array or tensor of several numbers, a huge int
+        raise GraderError(f"{name} returned {_shown(value)}; return one finite number") from None
+    if not math.isfinite(number):
+        raise GraderError(f"{name} returned {number}; return a finite number, or None where it does not apply")
+    return Score(value=number, name=name)
+
+
+def _shown(value: Any) -> str:
+    return f"{repr(value)[:60]} ({type(value).__name__})"
+
+
+def sample_of(record: Record) -> dict[str, Any]:
+    """The record's output in the shape graders of the OpenAI dialect read.
+
+    `output_json` is there only if the output is JSON.
+    """
+    text = text_of(record.output)
+    sample: dict[str, Any] = {
+        "output_text": text,
+        "output_tools": [],
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "length" if record.finish == "length" else "stop",
+                "message": {"role": "assistant", "content": text},
+            }
+        ],
+    }
+    with suppress(ValueError, RecursionError):
+        sample["output_json"] = json.loads(text, parse_constant=_refuse)
+    return sample
+
+
+def text_of(output: Any) -> str:
+    """A string as it is, anything else as JSON."""
+    return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+@dataclass
+class FailureLimit:
+    """Counts a grader's calls and failures, and stops the run when too many fail.
+
+    The run stops when failures exceed `share` of the calls by more than `allowance`, or when nothing but failures
+    came back from half of `minimum` calls. The allowance is why bad luck does not stop a run: at a true rate of 10 %
+    the failures ever exceed 20 % of the calls by 10 with a probability under 1e-6 (Lundberg's bound,
+    exp(-1.5 × 10)).
+    """
+
+    name: str
+    share: float = 0.2
+    minimum: int = 16  # calls before the share is looked at
+    allowance: float = 10.0  # failures
+    calls: int = 0
+    failures: int = 0
+    first_error: str = ""
+    first_traceback: str = ""
+
+    def add(self, scores: Sequence[Score]) -> None:
+        """Count the scores of one step.
+
+        Raises:
+            GraderError: with the grader's name, both counts and the first traceback, if too many calls failed.
+        """
+        for score in scores:
+            self.calls += 1
+            if score.error:
+                self.failures += 1
+                if self.failures == 1:
+                    self.first_error, self.first_traceback = score.error, score.traceback
+        if self.exceeded:
+            trace = f"\n{self.first_traceback.rstrip()}" if self.first_traceback else ""
+            raise GraderError(
+                f"grader {self.name} failed on {self.failures} of {self.calls} calls (limit {self.share:.0%}), "
+                f"put it right and resume; the first failure was: {self.first_error}{trace}"
+            )
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether the failures so far are too many."""
+        none_succeeded = self.failures == self.calls >= self.minimum / 2
+        too_many = self.calls >= self.minimum and self.failures > self.share * self.calls + self.allowance
+        return none_succeeded or too_many

@@ -1,0 +1,105 @@
+"""`{{ item.x }}` and `{{ sample.output_text }}` in the text of graders
+
+A path starts at `item` or `sample` and goes on with `.name`, `.0`, `[0]` or `["name"]`. It reads mappings and lists,
+never attributes; what it finds is inserted as it is and not looked at again, so model text cannot inject a path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from melior.errors import GraderError
+from melior.rewards.base import text_of
+
+NAMESPACES = ("item", "sample")
+Key = str | int
+
+_STEP = re.compile(
+    r"""\.(?P<name>[^\s.\[\]{}"']+) | \[\s*(?P<index>\d+)\s*\] | \[\s*(?P<quote>["'])(?P<quoted>.*?)(?P=quote)\s*\]""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where in the item or the sample a value lies."""
+
+    text: str
+    keys: tuple[Key, ...]  # the namespace first
+
+
+@dataclass(frozen=True)
+class Template:
+    """Literal text and paths, in turn."""
+
+    pieces: tuple[str | Path, ...]
+
+    def render(self, item: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
+        """The text with every path replaced by what it points at; what is not a string appears as JSON.
+
+        Raises:
+            GraderError: if a path leads nowhere.
+        """
+        spaces = {"item": item, "sample": sample}
+        return "".join(piece if isinstance(piece, str) else text_of(_find(piece, spaces)) for piece in self.pieces)
+
+
+def parse_template(text: str) -> Template:
+    """The template a text spells.
+
+    Raises:
+        GraderError: if a `{{` is not closed, or a path is malformed or in another namespace.
+    """
+    pieces: list[str | Path] = []
+    end = 0
+    while (start := text.find("{{", end)) >= 0:
+        close = text.find("}}", start)
+        if close < 0:
+            raise GraderError(f"template {text!r} opens {{{{ at character {start + 1} and never closes it; add }}}}")
+        pieces += [text[end:start], _parse_path(text[start + 2 : close].strip())]
+        end = close + 2
+    pieces.append(text[end:])
+    return Template(tuple(piece for piece in pieces if piece != ""))
+
+
+def _parse_path(text: str) -> Path:
+    namespace = re.match(r"\w*", text)
+    assert namespace is not None  # the pattern matches the empty string
+    if namespace.group() not in NAMESPACES:
+        raise GraderError(f"template variable {text!r} must start with item or sample")
+    keys: list[Key] = [namespace.group()]
+    at = namespace.end()
+    while at < len(text):
+        step = _STEP.match(text, at)
+        if step is None:
+            raise GraderError(f"template variable {text!r} cannot be read from {text[at:]!r} on; write item.name[0]")
+        if step["index"] is not None:
+            keys.append(int(step["index"]))
+        else:
+            keys.append(step["name"] if step["name"] is not None else step["quoted"])
+        at = step.end()
+    return Path(text, tuple(keys))
+
+
+def _find(path: Path, spaces: Mapping[str, Any]) -> Any:
+    value: Any = spaces
+    for key in path.keys:
+        if isinstance(value, Mapping) and key in value:
+            value = value[key]
+        elif (index := _index(value, key)) is not None:
+            value = value[index]
+        else:
+            found = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+            raise GraderError(f"template variable {path.text!r} stops at {key!r}: found {found}")
+    return value
+
+
+def _index(value: Any, key: Key) -> int | None:
+    """The position a key names in a list, if it names one."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        return None
+    index = int(key) if isinstance(key, int) or (key.isascii() and key.isdigit()) else -1
+    return index if 0 <= index < len(value) else None
