@@ -1,0 +1,194 @@
+"""the append-only log: what was decided, what graders said of it, what people said of it"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.exc import IntegrityError
+
+from melior.errors import StoreError
+from melior.store import schema
+from melior.store.query import Rows, add, add_row, fetch, find, new_id, now, record_columns, score_columns
+from melior.store.rows import Decision, Feedback, Grade
+from melior.types import Record, Score
+
+
+class Log(Rows):
+    """Decisions, scores and feedback."""
+
+    def add_records(
+        self,
+        records: Sequence[Record],
+        *,
+        ids: Sequence[str] | None = None,
+        run_id: str | None = None,
+        alias: str | None = None,
+        episode_id: str | None = None,
+        propensities: Sequence[Any] | None = None,
+    ) -> list[str]:
+        """Decision ids, one per record in order; all records are stored or none.
+
+        `inputs`, `output` and `item` must be JSON values (a tuple comes back as a list); ids and log-probs come
+        back exactly. `ids` are for callers whose answers have ids already; `propensities` is any JSON per record.
+
+        Raises:
+            StoreError: if an id is taken, a value is not JSON, or a sequence has another length.
+        """
+        names = list(ids) if ids is not None else [new_id("dec") for _ in records]
+        chances = list(propensities) if propensities is not None else [None] * len(records)
+        if not len(names) == len(chances) == len(records):
+            raise StoreError(f"{len(records)} records came with {len(names)} ids and {len(chances)} propensities")
+        shared = {"run_id": run_id, "alias": alias, "episode_id": episode_id, "created": now()}
+        rows = [
+            {"id": name, "propensities": chance, **record_columns(record), **shared}
+            for name, chance, record in zip(names, chances, records, strict=True)
+        ]
+        with self.database.write() as connection:
+            try:
+                add(connection, schema.records, rows)
+            except IntegrityError as error:
+                raise StoreError(
+                    f"a decision id is taken ({error.orig}); every decision needs an id of its own"
+                ) from error
+        return names
+
+    def decisions(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        run_id: str | None = None,
+        policy_version: str | None = None,
+        alias: str | None = None,
+        episode_id: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> list[Decision]:
+        """Decisions in the order of `ids`, or else all that fit in order of arrival, `limit` of them after one.
+
+        Raises:
+            StoreError: if one of `ids` is not in the log.
+        """
+        table = schema.records
+        equal = {"run_id": run_id, "policy_version": policy_version, "alias": alias, "episode_id": episode_id}
+        if ids is None:
+            with self.database.read() as connection:
+                where: list[ColumnElement[bool]] = []
+                if after is not None:
+                    here = select(table.c.sequence).where(table.c.id == find(connection, Decision, after).id)
+                    where = [table.c.sequence > here.scalar_subquery()]
+                return fetch(connection, Decision, *where, limit=limit, **equal)
+        found = {decision.id: decision for decision in self._among(Decision, table.c.id, ids, **equal)}
+        missing = [one for one in ids if one not in found]
+        if missing:
+            raise StoreError(f"{len(missing)} of {len(ids)} decisions are not in the log, the first is {missing[0]!r}")
+        return [found[one] for one in ids][:limit]
+
+    def records(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        run_id: str | None = None,
+        policy_version: str | None = None,
+        alias: str | None = None,
+        limit: int | None = None,
+    ) -> list[Record]:
+        """The records of `decisions`."""
+        found = self.decisions(ids, run_id=run_id, policy_version=policy_version, alias=alias, limit=limit)
+        return [decision.record for decision in found]
+
+    def add_scores(self, decision_ids: Sequence[str], scores: Sequence[Score]) -> list[str]:
+        """Score ids, one per decision in order; all scores are stored or none.
+
+        Raises:
+            StoreError: if a decision is unknown, a value is not finite, or the lengths differ.
+        """
+        if len(decision_ids) != len(scores):
+            raise StoreError(f"{len(scores)} scores came for {len(decision_ids)} decisions; give one for each")
+        wild = [score for score in scores if score.value is not None and not math.isfinite(score.value)]
+        if wild:
+            raise StoreError(
+                f"{len(wild)} of {len(scores)} scores are not finite, the first is {wild[0].value} by "
+                f"{wild[0].name!r}; a failed call has value None and an error"
+            )
+        created = now()
+        rows = [
+            {"id": new_id("sco"), "decision_id": decision, "created": created, **score_columns(score)}
+            for decision, score in zip(decision_ids, scores, strict=True)
+        ]
+        with self.database.write() as connection:
+            add(connection, schema.scores, rows)
+        return [row["id"] for row in rows]
+
+    def scores(self, decision_ids: Sequence[str] | None = None, *, name: str | None = None) -> list[Grade]:
+        """What graders said, of the given decisions or of all."""
+        if decision_ids is None:
+            return self._list(Grade, name=name)
+        return self._among(Grade, schema.scores.c.decision_id, decision_ids, name=name)
+
+    def add_feedback(
+        self,
+        metric: str,
+        value: Any,
+        *,
+        decision_id: str | None = None,
+        episode_id: str | None = None,
+        source: str = "",
+        comment: str = "",
+        tags: Mapping[str, str] | None = None,
+        feedback_id: str | None = None,
+    ) -> Feedback:
+        """What was said. The same `feedback_id` with the same body returns the row that is there already.
+
+        Raises:
+            StoreError: if the id came with another body before, the decision is unknown, or nothing is named.
+        """
+        if decision_id is None and episode_id is None:
+            raise StoreError(
+                "feedback is of a decision or of an episode and named neither; give decision_id or episode_id"
+            )
+        row = Feedback(
+            id=feedback_id or new_id("fb"),
+            metric=metric,
+            value=value,
+            decision_id=decision_id,
+            episode_id=episode_id,
+            source=source,
+            comment=schema.clean(comment),
+            tags=dict(tags or {}),
+            created=now(),
+        )
+        _body(row)  # refuses a value that is not JSON before anything is written
+        with self.database.write() as connection:
+            known = fetch(connection, Feedback, id=row.id)
+            if not known:
+                try:
+                    with connection.begin_nested():
+                        return add_row(connection, row)
+                except IntegrityError:  # PostgreSQL: somebody stored this id since we looked
+                    known = fetch(connection, Feedback, id=row.id)
+                    if not known:
+                        raise
+        if _body(known[0]) != _body(row):
+            raise StoreError(f"feedback {row.id!r} was given before with another body; use a new id")
+        return known[0]
+
+    def feedback(
+        self, *, metric: str | None = None, decision_id: str | None = None, episode_id: str | None = None
+    ) -> list[Feedback]:
+        """What people and systems said."""
+        return self._list(Feedback, metric=metric, decision_id=decision_id, episode_id=episode_id)
+
+
+def _body(row: Feedback) -> str:
+    """Everything a client sent but the id, as text; true, 1 and 1.0 differ."""
+    body = {name: value for name, value in vars(row).items() if name not in ("id", "created")}
+    try:
+        return json.dumps(body, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StoreError(
+            f"feedback {row.metric!r} is not a JSON value ({error}); send a finite number or text"
+        ) from error

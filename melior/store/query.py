@@ -1,0 +1,220 @@
+"""frozen rows in and out of tables: insert, fetch, find by the beginning of an id"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from typing import Any, TypeVar, get_args
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, Table, func, insert, select
+
+from melior.errors import StoreError
+from melior.store import schema
+from melior.store.database import Database
+from melior.store.rows import (
+    Alias,
+    AliasEvent,
+    Dataset,
+    Decision,
+    Evaluation,
+    Feedback,
+    Gate,
+    Grade,
+    Run,
+    Version,
+)
+from melior.types import Record, Sampling, Score
+
+Kind = TypeVar("Kind")
+
+TABLES: Mapping[type, Table] = {
+    Dataset: schema.datasets,
+    Run: schema.runs,
+    Decision: schema.records,
+    Grade: schema.scores,
+    Feedback: schema.feedback,
+    Evaluation: schema.evaluations,
+    Gate: schema.gates,
+    Version: schema.versions,
+    Alias: schema.aliases,
+    AliasEvent: schema.alias_events,
+}
+CHUNK = 500  # values in one IN (…); SQLite before 3.32 takes 999 in all
+
+
+def new_id(prefix: str) -> str:
+    """A fresh public id, e.g. `run_` and 24 hexadecimal digits."""
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+def now() -> str:
+    """The time in UTC, as the store writes it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def add(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert the rows, after looking that what they point to is there.
+
+    Raises:
+        StoreError: if a row points to nothing, with the table and the first id that is missing.
+    """
+    if not rows:
+        return
+    for column in table.columns:
+        for key in column.foreign_keys:
+            wanted = sorted({row[column.name] for row in rows if row[column.name] is not None})
+            missing = _missing(connection, key.column, wanted)
+            if missing:
+                raise StoreError(
+                    f"{len(missing)} of {len(wanted)} ids in {column.name} are not in {key.column.table.name}, "
+                    f"the first is {missing[0]!r}; add it first"
+                )
+    connection.execute(insert(table), list(rows))
+
+
+def add_row(connection: Connection, row: Kind) -> Kind:
+    """Insert one frozen row whose fields are its table's columns."""
+    add(connection, TABLES[type(row)], [vars(row)])
+    return row
+
+
+def _missing(connection: Connection, column: ColumnElement[str], wanted: Sequence[str]) -> list[str]:
+    known: set[str] = set()
+    for chunk in _chunks(wanted):
+        known.update(connection.scalars(select(column).where(column.in_(chunk))))
+    return [one for one in wanted if one not in known]
+
+
+def fetch(
+    connection: Connection, kind: type[Kind], /, *where: ColumnElement[bool], limit: int | None = None, **equal: Any
+) -> list[Kind]:
+    """Rows in order of arrival; a keyword that is None does not filter."""
+    table = TABLES[kind]
+    query = select(table).where(*where).limit(limit)
+    for name, value in equal.items():
+        if value is not None:
+            query = query.where(table.c[name] == value)
+    return _read(connection, kind, query.order_by(*_arrival(table)))
+
+
+def find(connection: Connection, kind: type[Kind], reference: str) -> Kind:
+    """The row with this id, or the only one whose id begins so.
+
+    Raises:
+        StoreError: if there is none, or more than one.
+    """
+    table = TABLES[kind]
+    begins = func.substr(table.c.id, 1, len(reference)) == reference
+    shortest_first = select(table).where(begins).order_by(func.length(table.c.id), table.c.id).limit(2)
+    found = _read(connection, kind, shortest_first)
+    ids = [row.id for row in found]
+    noun = kind.__name__.lower()
+    if not found or not reference:
+        raise StoreError(
+            f"there is no {noun} {reference!r} among {_count(connection, table)}; list them to see the ids"
+        )
+    if len(found) > 1 and ids[0] != reference:
+        raise StoreError(f"{reference!r} begins several ids, {ids[0]} and {ids[1]} among them; write more of it")
+    return found[0]
+
+
+class Rows:
+    """What every part of the store can do: list the rows of a table, find one."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def _find(self, kind: type[Kind], reference: str) -> Kind:
+        with self.database.read() as connection:
+            return find(connection, kind, reference)
+
+    def _list(self, kind: type[Kind], /, **equal: Any) -> list[Kind]:
+        with self.database.read() as connection:
+            return fetch(connection, kind, **equal)
+
+    def _among(self, kind: type[Kind], column: ColumnElement[str], ids: Sequence[str], /, **equal: Any) -> list[Kind]:
+        with self.database.read() as connection:
+            return [
+                row
+                for chunk in _chunks(list(dict.fromkeys(ids)))
+                for row in fetch(connection, kind, column.in_(chunk), **equal)
+            ]
+
+
+def one_of(choices: Any, value: str) -> Any:
+    """The value, if it is one of a Literal's."""
+    if value not in get_args(choices):
+        raise StoreError(f"{value!r} is not one of {', '.join(get_args(choices))}")
+    return value
+
+
+def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The ids in pieces that fit one statement."""
+    return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
+
+
+def _arrival(table: Table) -> list[ColumnElement[Any]]:
+    return [table.c.sequence] if "sequence" in table.c else list(table.primary_key)
+
+
+def _count(connection: Connection, table: Table) -> int:
+    return connection.scalar(select(func.count()).select_from(table)) or 0
+
+
+def _read(connection: Connection, kind: type[Any], query: Select[Any]) -> list[Any]:
+    rows = connection.execute(query).mappings().all()
+    if kind is Gate:
+        return [_gate(connection, row) for row in rows]
+    build = {Decision: _decision, Grade: _grade}.get(kind)
+    if build is not None:
+        return [build(row) for row in rows]
+    names = [field.name for field in fields(kind)]
+    return [kind(**{name: row[name] for name in names}) for row in rows]
+
+
+def _gate(connection: Connection, row: RowMapping) -> Gate:
+    links = schema.gate_evaluations
+    order = select(links.c.evaluation_id).where(links.c.gate_id == row["id"]).order_by(links.c.position)
+    names = [field.name for field in fields(Gate) if field.name != "evaluation_ids"]
+    return Gate(evaluation_ids=tuple(connection.scalars(order)), **{name: row[name] for name in names})
+
+
+_RECORD = [field.name for field in fields(Record) if field.name not in ("group", "sampling")]
+
+
+def record_columns(record: Record) -> dict[str, Any]:
+    """A record as the columns of its row."""
+    sampling = None if record.sampling is None else asdict(record.sampling)
+    values = {name: getattr(record, name) for name in _RECORD}
+    return {**values, "item": dict(record.item), "input_group": record.group, "sampling": sampling}
+
+
+def _decision(row: RowMapping) -> Decision:
+    sampling = row["sampling"]
+    if sampling is not None:
+        sampling = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
+    record = Record(group=row["input_group"], sampling=sampling, **{name: row[name] for name in _RECORD})
+    return Decision(
+        id=row["id"],
+        record=record,
+        run_id=row["run_id"],
+        alias=row["alias"],
+        episode_id=row["episode_id"],
+        propensities=row["propensities"],
+        created=row["created"],
+    )
+
+
+_SCORE = [field.name for field in fields(Score)]
+
+
+def score_columns(score: Score) -> dict[str, Any]:
+    """A score as the columns of its row."""
+    return {**{name: getattr(score, name) for name in _SCORE}, "parts": dict(score.parts)}
+
+
+def _grade(row: RowMapping) -> Grade:
+    score = Score(**{name: row[name] for name in _SCORE})
+    return Grade(id=row["id"], decision_id=row["decision_id"], score=score, created=row["created"])

@@ -1,0 +1,158 @@
+"""what the store hands out: frozen rows, one class per table
+
+Field names are column names. Times are UTC in ISO 8601.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from melior.types import Record, Score
+
+RunStatus = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+Verdict = Literal["promote", "reject", "inconclusive"]
+Action = Literal["promote", "rollback"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """The rows a run or an evaluation read, known by their fingerprint."""
+
+    id: str
+    fingerprint: str
+    kind: str
+    path: str
+    rows: int
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run; `created` is when it started."""
+
+    id: str
+    method: str
+    config: Mapping[str, Any]
+    status: RunStatus
+    folder: str
+    base_model: str | None
+    base_version: str | None
+    dataset_id: str | None
+    finished: str | None
+    metrics: Mapping[str, Any]
+    error: str
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """A record with what the log knows about it. For chat, the completion's id is the decision's id."""
+
+    id: str
+    record: Record
+    run_id: str | None
+    alias: str | None
+    episode_id: str | None
+    propensities: Any
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grade:
+    """A score, and the decision it is of."""
+
+    id: str
+    decision_id: str
+    score: Score
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feedback:
+    """What somebody said of a decision or an episode."""
+
+    id: str
+    metric: str
+    value: Any
+    decision_id: str | None
+    episode_id: str | None
+    source: str
+    comment: str
+    tags: Mapping[str, str]
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A policy in a folder, and where it came from."""
+
+    id: str
+    name: str
+    folder: str
+    fingerprint: str  # sha256 over the names and hashes of `files`
+    files: Mapping[str, str]  # path inside the folder → sha256
+    base_model: str
+    parent_id: str | None
+    run_id: str | None
+    dataset_id: str | None
+    method: str
+    metrics: Mapping[str, Any]
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What one grader said of a version, or of a base model, on held-out items."""
+
+    id: str
+    version_id: str | None
+    base_model: str | None
+    dataset_id: str | None
+    grader: str
+    sampling: Mapping[str, Any] | None
+    values: Mapping[str, Sequence[float | None]]  # item id → one value per sample, None where the grader failed
+    summary: Mapping[str, Any]
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Whether the candidate may replace the baseline; no baseline means the base model itself."""
+
+    id: str
+    candidate_id: str
+    baseline_id: str | None
+    verdict: Verdict
+    evaluation_ids: tuple[str, ...]
+    details: Mapping[str, Any]
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AliasEvent:
+    """An alias began to point to a version: who did it, why, and after which gate."""
+
+    id: str
+    name: str
+    alias: str
+    action: Action
+    version_id: str
+    previous_id: str | None
+    undo_id: str | None  # the event whose state a rollback of this one restores
+    gate_id: str | None
+    forced: bool
+    actor: str
+    reason: str
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alias:
+    """Which version `name@alias` is now, and the event that made it so."""
+
+    name: str
+    alias: str
+    version_id: str
+    event_id: str

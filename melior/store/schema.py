@@ -1,0 +1,259 @@
+"""the tables, and the four column types that keep values exact on every database
+
+    datasets ◀─ runs ◀─ versions ◀─ evaluations ◀─ gates ◀─ alias_events ◀─ aliases
+                 ▲
+                 └─ records ◀─ scores, feedback
+
+Rows are only added; the exceptions are a run's status and the version an alias points to. `sequence` is the order
+of arrival, `id` what everybody else sees. Times are UTC, ISO 8601, with microseconds, so that they sort as text.
+The migrations are the law of what a database holds; a test compares them with this file.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator
+
+
+def clean(text: str) -> str:
+    """The text with what PostgreSQL cannot hold, NUL and lone surrogates, replaced by "\N{REPLACEMENT CHARACTER}"."""
+    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class Json(TypeDecorator[Any]):
+    """Any JSON value, None among them, as ASCII text: key order and every float survive, and NaN does too."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str:
+        return json.dumps(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        return None if value is None else json.loads(value)
+
+
+class Ids(TypeDecorator[tuple[int, ...]]):
+    """Integers in order, as a JSON list that a person can read."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Iterable[int] | None, dialect: Dialect) -> str | None:
+        return None if value is None else json.dumps([operator.index(number) for number in value])
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[int, ...] | None:
+        return None if value is None else tuple(json.loads(value))
+
+
+class Floats(TypeDecorator[tuple[float, ...]]):
+    """Floats in order, as little-endian binary64: bit for bit, infinities and the sign of zero included."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Iterable[float] | None, dialect: Dialect) -> bytes | None:
+        if value is None:
+            return None
+        numbers = tuple(value)
+        return struct.pack(f"<{len(numbers)}d", *numbers)
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> tuple[float, ...] | None:
+        return None if value is None else struct.unpack(f"<{len(value) // 8}d", value)
+
+
+class Words(TypeDecorator[str]):
+    """What a person, a model or a traceback said; see `clean`."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else clean(value)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite counts by itself only in a column declared exactly INTEGER
+_COUNTER = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _log(name: str, *columns: Column[Any] | Index) -> Table:
+    """A table with an order of arrival, a public id and a time."""
+    return Table(
+        name,
+        metadata,
+        Column("sequence", _COUNTER, primary_key=True, autoincrement=True),
+        Column("id", Text, nullable=False, unique=True),
+        Column("created", Text, nullable=False),
+        *columns,
+    )
+
+
+def _words(name: str) -> Column[Any]:
+    return Column(name, Words, nullable=False)
+
+
+def _json(name: str) -> Column[Any]:
+    return Column(name, Json, nullable=False)
+
+
+def _to(table: str, name: str, *, nullable: bool = True) -> Column[Any]:
+    return Column(name, Text, ForeignKey(f"{table}.id"), nullable=nullable, index=True)
+
+
+datasets = _log(
+    "datasets",
+    Column("fingerprint", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Index("uq_datasets_fingerprint_kind", "fingerprint", "kind", unique=True),
+)
+
+runs = _log(
+    "runs",
+    Column("method", Text, nullable=False),
+    _json("config"),
+    Column("status", Text, nullable=False, index=True),
+    Column("folder", Text, nullable=False),
+    Column("base_model", Text),
+    Column("base_version", Text, index=True),  # a version's id; no foreign key, since versions point to runs
+    _to("datasets", "dataset_id"),
+    Column("finished", Text),
+    _json("metrics"),
+    _words("error"),
+)
+
+records = _log(
+    "records",
+    _json("inputs"),
+    _json("output"),
+    _json("item"),
+    Column("input_group", Text, nullable=False),  # `group` is a reserved word of SQL
+    Column("context", Ids),
+    Column("decisions", Ids),
+    Column("behavior_log_probs", Floats),
+    _json("sampling"),
+    Column("policy_version", Text, index=True),
+    Column("fingerprint", Text),
+    Column("finish", Text, nullable=False),
+    _to("runs", "run_id"),
+    Column("alias", Text),
+    Column("episode_id", Text, index=True),
+    _json("propensities"),
+)
+
+scores = _log(
+    "scores",
+    _to("records", "decision_id", nullable=False),
+    Column("name", Text, nullable=False),
+    Column("value", Float(53)),
+    _words("reason"),
+    _words("error"),
+    _words("traceback"),
+    _json("parts"),
+    Column("seconds", Float(53), nullable=False),
+)
+
+feedback = _log(
+    "feedback",
+    Column("metric", Text, nullable=False, index=True),
+    _json("value"),
+    _to("records", "decision_id"),
+    Column("episode_id", Text, index=True),
+    Column("source", Text, nullable=False),
+    _words("comment"),
+    _json("tags"),
+)
+
+versions = _log(
+    "versions",
+    Column("name", Text, nullable=False, index=True),
+    Column("folder", Text, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    _json("files"),
+    Column("base_model", Text, nullable=False),
+    _to("versions", "parent_id"),
+    _to("runs", "run_id"),
+    _to("datasets", "dataset_id"),
+    Column("method", Text, nullable=False),
+    _json("metrics"),
+)
+
+evaluations = _log(
+    "evaluations",
+    _to("versions", "version_id"),
+    Column("base_model", Text),
+    _to("datasets", "dataset_id"),
+    Column("grader", Text, nullable=False),
+    _json("sampling"),
+    _json("values"),
+    _json("summary"),
+)
+
+gates = _log(
+    "gates",
+    _to("versions", "candidate_id", nullable=False),
+    _to("versions", "baseline_id"),
+    Column("verdict", Text, nullable=False),
+    _json("details"),
+)
+
+gate_evaluations = Table(
+    "gate_evaluations",
+    metadata,
+    Column("gate_id", Text, ForeignKey("gates.id"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    _to("evaluations", "evaluation_id", nullable=False),
+)
+
+alias_events = _log(
+    "alias_events",
+    Column("name", Text, nullable=False),
+    Column("alias", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    _to("versions", "version_id", nullable=False),
+    _to("versions", "previous_id"),
+    _to("alias_events", "undo_id"),  # the event whose state a rollback of this one restores
+    _to("gates", "gate_id"),
+    Column("forced", Boolean, nullable=False),
+    Column("actor", Text, nullable=False),
+    _words("reason"),
+    Index("ix_alias_events_name_alias", "name", "alias"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("alias", Text, primary_key=True),
+    _to("versions", "version_id", nullable=False),
+    _to("alias_events", "event_id", nullable=False),
+)
