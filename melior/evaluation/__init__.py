@@ -1,0 +1,1 @@
+"""is it better, and how sure are we?"""
