@@ -1,0 +1,1 @@
+"""log-probs in, one loss per decision or pair out; pure"""

@@ -1,0 +1,95 @@
+"""how much better than expected: group_relative, leave_one_out, whiten
+
+Every estimator sees one reward per output and the group it belongs to; a row whose reward is NaN is one that no grader
+could score: it gets advantage 0 and counts in nobody's mean.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def group_relative(
+    rewards: Tensor,  # [B], NaN where excluded
+    groups: Tensor,  # [B] int
+    *,
+    divide_by_std: bool = False,
+    epsilon: float = 1e-4,
+) -> Tensor:  # [B]
+    """Reward minus the mean of its group; with `divide_by_std`, over the group's sample standard deviation.
+
+    Dividing (GRPO) gives groups of nearly equal rewards as much say as informative ones; not dividing is Dr.GRPO, the
+    default. A group of one, or of equal rewards, has advantage exactly 0.
+
+    Source: Shao et al. 2024, arXiv:2402.03300, §4.1.2; Liu et al. 2025, arXiv:2503.20783, eq. 3.
+    """
+    valid, index, counts = _groups(rewards, groups)
+    mean = _group_sum(rewards, valid, index, counts) / counts.clamp(min=1)
+    centred = torch.where(valid, rewards - mean[index], 0.0)
+    centred = torch.where(_constant(rewards, valid, index, counts)[index], 0.0, centred)
+    if not divide_by_std:
+        return centred
+    variance = _group_sum(centred**2, valid, index, counts) / (counts - 1).clamp(min=1)
+    return centred / (variance.sqrt()[index] + epsilon)
+
+
+def leave_one_out(
+    rewards: Tensor,  # [B], NaN where excluded
+    groups: Tensor,  # [B] int
+) -> Tensor:  # [B]
+    """Reward minus the mean of the others in its group: an unbiased baseline.
+
+    Source: Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, eq. 6.
+    """
+    _valid, index, counts = _groups(rewards, groups)
+    size = counts[index]
+    return group_relative(rewards, groups) * size / (size - 1).clamp(min=1)
+
+
+def whiten(
+    values: Tensor,  # [B]
+    mask: Tensor | None = None,  # [B] bool
+    *,
+    epsilon: float = 1e-8,
+) -> Tensor:  # [B]
+    """Values shifted to mean 0 and scaled to standard deviation 1; all equal gives 0; unselected entries are 0."""
+    mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+    chosen = values[mask]
+    result = torch.zeros_like(values)
+    if chosen.numel() > 1 and bool((chosen != chosen[0]).any()):
+        centred = chosen - chosen.mean()
+        result[mask] = centred / (centred.square().mean().sqrt() + epsilon)
+    return result
+
+
+def informative(
+    rewards: Tensor,  # [B], NaN where excluded
+    groups: Tensor,  # [B] int
+) -> Tensor:  # [B] bool
+    """Which rows belong to a group whose rewards differ: the others have no gradient.
+
+    Source: dynamic sampling keeps only these, Yu et al. 2025, arXiv:2503.14476, eq. 11.
+    """
+    valid, index, counts = _groups(rewards, groups)
+    return valid & ~_constant(rewards, valid, index, counts)[index]
+
+
+def _groups(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(valid [B] bool, index [B] into groups, counts [n_groups] of valid rows)."""
+    valid = ~torch.isnan(rewards)
+    _, index = torch.unique(groups, return_inverse=True)
+    size = int(index.max()) + 1 if len(index) else 0
+    counts = torch.zeros(size, dtype=rewards.dtype).index_add_(0, index, valid.to(rewards.dtype))
+    return valid, index, counts
+
+
+def _group_sum(values: Tensor, valid: Tensor, index: Tensor, counts: Tensor) -> Tensor:
+    return torch.zeros_like(counts).index_add_(0, index, torch.where(valid, values, 0.0))
+
+
+def _constant(rewards: Tensor, valid: Tensor, index: Tensor, counts: Tensor) -> Tensor:
+    """Which groups hold one reward only; compared exactly, since a mean of equal floats need not equal them."""
+    high = torch.full_like(counts, -torch.inf).index_reduce_(0, index, torch.where(valid, rewards, -torch.inf), "amax")
+    low = torch.full_like(counts, torch.inf).index_reduce_(0, index, torch.where(valid, rewards, torch.inf), "amin")
+    return ~(high > low)

@@ -1,0 +1,152 @@
+"""conversations become token ids: one renderer for training and serving
+
+A policy reads a context and decides a turn. `Renderer.context` is what the server feeds the model; training uses the
+very same ids. Every assistant turn of a conversation is one (context, decisions) pair; the forest makes the shared
+history cost nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from melior.errors import ConfigError, DataError, ModelError
+from melior.types import Demonstration
+
+Template = Literal["auto", "chat", "plain"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the policy read, and what it decided: the assistant's text and the stop token."""
+
+    context: tuple[int, ...]
+    decisions: tuple[int, ...]
+
+
+class Renderer:
+    """Turns inputs and outputs into ids with one tokenizer and one template."""
+
+    def __init__(self, tokenizer: Any, template: Template = "auto", stop_ids: Sequence[int] = ()) -> None:
+        """`stop_ids`: what the model's generation settings call the end of a turn.
+
+        Raises:
+            ModelError: if the chat template is asked for and the tokenizer has none, or no stop token is known.
+        """
+        if template not in ("auto", "chat", "plain"):
+            raise ConfigError(f'template must be "auto", "chat" or "plain", got "{template}"')
+        if template == "chat" and not tokenizer.chat_template:
+            raise ModelError('The tokenizer has no chat template; add chat_template.jinja, or use template="plain"')
+        self.tokenizer = tokenizer
+        self.chat = bool(tokenizer.chat_template) and template != "plain"
+        self._known_stops = tuple(int(stop) for stop in stop_ids)
+
+    @cached_property
+    def stop_id(self) -> int:
+        """The token that ends an assistant turn: what the template writes behind one, else the end of sequence."""
+        if self.chat:
+            probe = [{"role": "user", "content": "ping"}, {"role": "assistant", "content": "pong"}]
+            behind = self._render(probe).rpartition("pong")[2]
+            special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
+            for token in self._ids(behind):
+                if token in special:
+                    return token
+        for token in (*self._known_stops, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise ModelError("The model has no stop token; set eos_token in its tokenizer_config.json")
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Every token that ends a turn when sampled."""
+        return frozenset({self.stop_id, *self._known_stops})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of tokenizer and template: equal exactly when the same text gives the same ids."""
+        tokenizer = self.tokenizer.backend_tokenizer.to_str()
+        told = json.dumps([tokenizer, self.tokenizer.chat_template, self.chat, sorted(self.stop_ids)])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def context(self, inputs: Any) -> tuple[int, ...]:
+        """Ids the model reads before the assistant's next turn; at most one begin-of-sequence token.
+
+        Raises:
+            DataError: if messages are given without a chat template, or the template refuses them.
+        """
+        if self.chat:
+            return self._ids(self._render(_messages(inputs), generation=True))
+        if not isinstance(inputs, str):
+            raise DataError("This model has no chat template, so inputs must be plain text, not messages")
+        ids = list(self.tokenizer(inputs)["input_ids"])
+        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        while len(ids) > 1 and ids[0] == ids[1] == begin:
+            ids.pop(0)
+        # Some tokenizers end every text; a context goes on.
+        if len(ids) > 1 and ids[-1] == end != begin and not inputs.endswith(self.tokenizer.eos_token or "\0"):
+            ids.pop()
+        return tuple(ids) or ((begin,) if begin is not None else ())
+
+    def turn(self, inputs: Any, output: Any) -> Turn:
+        """The context of `inputs` and the decisions that write `output` behind it."""
+        content = output["content"] if isinstance(output, Mapping) else output
+        if not isinstance(content, str):
+            raise DataError(f"A language output must be text or an assistant message, got {type(output).__name__}")
+        context = self.context(inputs)
+        if self.chat:
+            before = self._render(_messages(inputs), generation=True)
+            message = dict(output) if isinstance(output, Mapping) else {"role": "assistant", "content": content}
+            after = self._render([*_messages(inputs), message])
+            stop = self.tokenizer.convert_ids_to_tokens(self.stop_id)
+            if after.startswith(before) and stop in after[len(before) :]:
+                # What the template makes of the turn (trimmed text, tool calls), up to the stop token.
+                content = after[len(before) :].rpartition(stop)[0]
+            joint = self._ids(before + content)
+        else:
+            joint = tuple(self.tokenizer(inputs + content)["input_ids"]) if isinstance(inputs, str) else ()
+        # Where text joins seamlessly its ids are those of the whole; else the output is tokenised on its own, behind
+        # the context exactly as the server sees it.
+        seamless = self.chat and joint[: len(context)] == context
+        ids = joint[len(context) :] if seamless else self._ids(content)
+        return Turn(context, (*ids, self.stop_id))
+
+    def turns(self, example: Demonstration) -> list[Turn]:
+        """One turn per assistant message to learn from: those of weight 0 are context only."""
+        if example.output is not None:
+            return [self.turn(example.inputs, example.output)]
+        messages = _messages(example.inputs)
+        return [
+            self.turn(messages[:index], message)
+            for index, message in enumerate(messages)
+            if message["role"] == "assistant" and message.get("weight", 1) != 0
+        ]
+
+    def text(self, decisions: Sequence[int]) -> str:
+        """The text of decided ids, without the stop token at their end."""
+        ids = list(decisions)
+        if ids and ids[-1] in self.stop_ids:
+            ids.pop()
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], generation: bool = False) -> str:
+        shown = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+        try:
+            return self.tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=generation)
+        except Exception as error:
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise DataError(f"The chat template refuses a conversation with roles ({roles}): {error}") from error
+
+
+def _messages(inputs: Any) -> list[Mapping[str, Any]]:
+    if isinstance(inputs, str):
+        return [{"role": "user", "content": inputs}]
+    if isinstance(inputs, Sequence) and all(isinstance(m, Mapping) and "role" in m for m in inputs) and inputs:
+        return list(inputs)
+    raise DataError(f"Language inputs must be text or a list of messages with roles, got {inputs!r:.80}")

@@ -1,0 +1,86 @@
+"""learning from rewards: surrogates whose gradient is the policy gradient, and KL penalties whose gradient is KL's"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from melior.errors import ShapeError
+
+
+def policy_gradient_loss(
+    log_probs: Tensor,  # [B, T]
+    advantages: Tensor,  # [B, T]
+) -> Tensor:  # [B, T]
+    """REINFORCE, one value per decision: with samples of the current policy its gradient is exact.
+
+    Source: Williams 1992, doi:10.1007/BF00992696.
+    """
+    _same_shape(log_probs, advantages)
+    return -log_probs * advantages
+
+
+def clipped_surrogate_loss(
+    log_probs: Tensor,  # [B, T]
+    old_log_probs: Tensor,  # [B, T]
+    advantages: Tensor,  # [B, T]
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Tensor:  # [B, T]
+    """PPO's clipped surrogate, one value per decision; minimise its masked mean.
+
+    `clip_high > clip_low` is DAPO's clip-higher. Where `log_probs == old_log_probs` the gradient is that of
+    `policy_gradient_loss`.
+
+    Raises:
+        ShapeError: if the three tensors differ in shape.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7; Yu et al. 2025, arXiv:2503.14476, eq. 8.
+    """
+    _same_shape(log_probs, old_log_probs, advantages)
+    ratio = torch.exp(log_probs - old_log_probs)
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def kl_penalty(
+    log_probs: Tensor,  # [B, T] of samples of the current policy
+    ref_log_probs: Tensor,  # [B, T]
+) -> Tensor:  # [B, T]
+    """A term per decision whose value is k1, log π - log π_ref, and whose expected gradient is that of KL(π ‖ π_ref).
+
+    For samples of the current policy, E[∇ log π (log π - log π_ref)] = ∇KL when each row's sum of differences is
+    credited to all its decisions. This function takes the row's sum from each decision on (reward-to-go form), which
+    has the same expectation and less variance. The plain difference as a loss (k1) has zero-mean gradient, and k3 as a
+    loss has another fixed direction: neither is the KL's.
+
+    Rows must be left-aligned; masked decisions must hold equal log-probs in both tensors (0 in melior).
+
+    Source: Schulman 2020, "Approximating KL divergence"; the gradient: Tang & Munos 2025, arXiv:2506.09477, §3.
+    """
+    _same_shape(log_probs, ref_log_probs)
+    difference = (log_probs - ref_log_probs).detach()
+    to_go = difference.flip(-1).cumsum(-1).flip(-1)
+    surrogate = log_probs * to_go
+    return surrogate - surrogate.detach() + difference
+
+
+def overlong_penalty(
+    lengths: Tensor,  # [B] decisions
+    *,
+    limit: int,
+    margin: int,
+) -> Tensor:  # [B]
+    """DAPO's soft penalty, 0 up to `limit - margin` decisions, then falling linearly to -1 at `limit` and beyond.
+
+    Source: Yu et al. 2025, arXiv:2503.14476, eq. 13.
+    """
+    over = (lengths.double() - (limit - margin)) / max(margin, 1)
+    return -over.clamp(0.0, 1.0)
+
+
+def _same_shape(*tensors: Tensor) -> None:
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) > 1:
+        raise ShapeError(f"log-probs and advantages must share one shape [B, T], got {sorted(shapes)}")

@@ -1,0 +1,258 @@
+"""sampling: submit requests, step, collect; rollouts, environments and the server drive the same one
+
+A prompt is computed once, whatever the number of its samples, and prompts that enter together share their prefixes.
+Finished rows leave the batch at once and waiting ones enter. Each sample draws its own uniform numbers, a function of
+(seed, step, prompt, sample number), so it does not depend on its batch mates; the log-probs kept are those of the
+distribution really sampled from, after temperature, top-k and top-p.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from melior.policies.decoding import CachedDecoder, RecomputingDecoder
+from melior.types import Finish, Sampling
+
+MAX_ROWS = 128  # rows decoded together; more no longer helps on two cores (docs/experiments.md)
+PREFILL_TOKENS = 2048  # prompt tokens computed in one forward pass
+
+
+class Renders(Protocol):
+    """What the engine needs of a renderer."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]: ...
+    def text(self, decisions: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt and how to sample from it; `first_sample` numbers its samples from there."""
+
+    id: int
+    context: tuple[int, ...]
+    settings: Sampling
+    step: int = 0
+    first_sample: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One finished output. `log_probs` are nats under the sampling distribution, None for greedy decoding."""
+
+    request: int
+    number: int
+    decisions: tuple[int, ...]
+    log_probs: tuple[float, ...] | None
+    text: str
+    finish: Finish
+
+
+@dataclass
+class _Row:
+    """One output in the making."""
+
+    request: Request
+    number: int
+    uniforms: np.ndarray  # one per token still possible
+    decisions: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    finish: Finish | None = None
+
+
+class Engine:
+    """Continuous batching over one model."""
+
+    def __init__(self, backbone: Any, renderer: Renders, *, max_rows: int = MAX_ROWS) -> None:
+        self.backbone = backbone
+        self.renderer = renderer
+        self.max_rows = max_rows
+        self.decoder = (CachedDecoder if backbone.layout == "forest" else RecomputingDecoder)(backbone)
+        self.waiting: deque[Request] = deque()
+        self.rows: list[_Row] = []  # in the order of the decoder's rows
+        self.done: list[Sample] = []
+        self.tokens = 0  # decided so far
+        self.on_finish: Callable[[Sample], None] = lambda sample: None
+
+    # ------------------------------------------------------------------ the four verbs
+
+    def submit(self, request: Request) -> None:
+        """Queues a request."""
+        self.waiting.append(request)
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """Admits what fits and decides one token for every row; False when nothing is left to do."""
+        self._admit()
+        if not self.rows:
+            return False
+        states = self.decoder.advance([row.decisions[-1] for row in self.rows])
+        self._decide(self.rows, states)
+        self._release()
+        return True
+
+    def collect(self) -> list[Sample]:
+        """Samples finished since the last call."""
+        finished, self.done = self.done, []
+        return finished
+
+    def cancel(self, request: int) -> None:
+        """Ends a request; what it has decided so far is collected with finish "cancelled"."""
+        self.waiting = deque(waiting for waiting in self.waiting if waiting.id != request)
+        for row in self.rows:
+            if row.request.id == request:
+                row.finish = "cancelled"
+        self._release()
+
+    def run(self) -> None:
+        """Steps until every request has finished."""
+        while self.step():
+            pass
+
+    # ------------------------------------------------------------------ inside
+
+    def _admit(self) -> None:
+        """Prefills waiting requests while rows are free; a first token comes from the prompt's last state."""
+        entering: list[Request] = []
+        rows = len(self.rows)
+        prompt_tokens = 0
+        while self.waiting:
+            request = self.waiting[0]
+            fits = rows + request.settings.n <= self.max_rows and prompt_tokens + len(request.context) <= PREFILL_TOKENS
+            if not fits and (entering or self.rows):
+                break
+            entering.append(self.waiting.popleft())
+            rows += request.settings.n
+            prompt_tokens += len(request.context)
+        if not entering:
+            return
+        states = self.decoder.admit([(request.context, request.settings.n) for request in entering])
+        new = [_row(request, number) for request in entering for number in range(request.settings.n)]
+        repeats = torch.tensor([request.settings.n for request in entering], device=states.device)
+        self._decide(new, states.repeat_interleave(repeats, 0))
+        self.rows += new
+        self._release()
+
+    def _decide(self, rows: Sequence[_Row], states: Tensor) -> None:
+        """Samples one token per row from the head's distribution and notes what ended."""
+        logits = self.backbone.head.logits(states)
+        uniforms = np.array([row.uniforms[len(row.decisions)] for row in rows])
+        tokens, log_probs = choose(logits, [row.request.settings for row in rows], torch.from_numpy(uniforms))
+        self.tokens += len(rows)
+        for row, token, log_prob in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
+            row.decisions.append(token)
+            row.log_probs.append(log_prob)
+            settings = row.request.settings
+            stopped = token in self.renderer.stop_ids
+            if not stopped and settings.stop:
+                text = self.renderer.text(row.decisions)
+                stopped = any(stop in text for stop in settings.stop)
+            if stopped:
+                row.finish = "stop"
+            elif len(row.decisions) >= settings.max_tokens:
+                row.finish = "length"
+
+    def _release(self) -> None:
+        """Hands finished rows over and frees their places."""
+        staying = [index for index, row in enumerate(self.rows) if row.finish is None]
+        if len(staying) == len(self.rows):
+            return
+        for row in self.rows:
+            if row.finish is not None:
+                self.done.append(self._sample(row, row.finish))
+                self.on_finish(self.done[-1])
+        self.rows = [self.rows[index] for index in staying]
+        self.decoder.keep(staying)
+
+    def _sample(self, row: _Row, finish: Finish) -> Sample:
+        text = self.renderer.text(row.decisions)
+        cuts = [text.index(stop) for stop in row.request.settings.stop if stop in text]
+        greedy = row.request.settings.temperature == 0
+        return Sample(
+            request=row.request.id,
+            number=row.number,
+            decisions=tuple(row.decisions),
+            log_probs=None if greedy else tuple(row.log_probs),
+            text=text[: min(cuts)] if cuts else text,
+            finish=finish,
+        )
+
+
+def _row(request: Request, number: int) -> _Row:
+    digest = hashlib.sha256(np.array(request.context, dtype=np.int64).tobytes()).digest()
+    prompt = int.from_bytes(digest[:8], "big")
+    seeds = np.random.SeedSequence([request.settings.seed, request.step, prompt, request.first_sample + number])
+    uniforms = np.random.Generator(np.random.Philox(seeds)).random(request.settings.max_tokens)
+    return _Row(request=request, number=number, uniforms=uniforms)
+
+
+def choose(
+    logits: Tensor,  # [R, V]
+    settings: Sequence[Sampling],  # one per row
+    uniforms: Tensor,  # [R] in [0, 1)
+) -> tuple[Tensor, Tensor]:  # [R] tokens, [R] nats
+    """Tokens drawn by inverting each row's distribution function at its uniform number, and their log-probs.
+
+    Greedy rows get the most probable token and its log-prob at temperature 1.
+    """
+    temperatures = torch.tensor([s.temperature if s.temperature > 0 else 1.0 for s in settings], device=logits.device)
+    log_probs = torch.log_softmax(logits / temperatures[:, None].to(logits.dtype), dim=-1)
+    if any(s.temperature > 0 and s.truncated for s in settings):
+        log_probs = torch.log_softmax(truncate(log_probs, settings), dim=-1)
+    tokens = invert(log_probs.exp(), uniforms.to(logits.device))
+    greedy = torch.tensor([s.temperature == 0 for s in settings], device=logits.device)
+    if bool(greedy.any()):
+        tokens = torch.where(greedy, log_probs.argmax(-1), tokens)
+    return tokens, log_probs.gather(-1, tokens[:, None])[:, 0]
+
+
+def truncate(
+    log_probs: Tensor,  # [R, V] normalised
+    settings: Sequence[Sampling],  # one per row
+) -> Tensor:  # [R, V]
+    """-inf outside each row's top-k, and outside the smallest set of tokens whose probability reaches top-p.
+
+    Source: Holtzman et al. 2019, arXiv:1904.09751, §3.1.
+    """
+    size = log_probs.shape[-1]
+    sampled = [s if s.temperature > 0 else Sampling() for s in settings]
+    counts = torch.tensor([s.top_k or size for s in sampled], device=log_probs.device).clamp(max=size)
+    shares = torch.tensor([s.top_p for s in sampled], dtype=torch.float64, device=log_probs.device)
+    ordered, order = torch.sort(log_probs, dim=-1, descending=True, stable=True)
+    ranks = torch.arange(size, device=log_probs.device)[None]
+    kept = ranks < counts[:, None]
+    within = torch.where(kept, ordered.double().exp(), 0.0)
+    before = within.cumsum(-1) - within  # probability of the tokens ahead; top-p acts on what top-k left
+    kept &= (before < shares[:, None] * within.sum(-1, keepdim=True)) | (shares[:, None] >= 1)
+    return log_probs.masked_fill(~torch.zeros_like(kept).scatter(-1, order, kept), -torch.inf)
+
+
+def invert(
+    probabilities: Tensor,  # [R, V]
+    uniforms: Tensor,  # [R] in [0, 1)
+) -> Tensor:  # [R]
+    """The first token at which the cumulative probability exceeds the uniform number; never one of probability 0.
+
+    Sums of 256 tokens are accumulated first and the token is then sought in one of them: one cheap pass over [R, V].
+    """
+    width = 256
+    rows, size = probabilities.shape
+    padded = torch.nn.functional.pad(probabilities, (0, -size % width)).view(rows, -1, width)
+    totals = padded.sum(-1, dtype=torch.float64).cumsum(-1)  # [R, V / width]
+    # In float64 the product can round up to the total itself; staying below it keeps the search inside.
+    goal = torch.minimum(uniforms.double() * totals[:, -1], torch.nextafter(totals[:, -1], totals.new_zeros(())))
+    bucket = torch.searchsorted(totals, goal[:, None], right=True)  # [R, 1]
+    ahead = torch.where(bucket > 0, totals.gather(-1, (bucket - 1).clamp(min=0)), 0.0)
+    inside = padded.gather(1, bucket[:, :, None].expand(-1, -1, width))[:, 0].double()  # [R, width]
+    steps = ahead + inside.cumsum(-1)
+    place = torch.searchsorted(steps, goal[:, None], right=True)
+    last = torch.where(inside > 0, torch.arange(width, device=inside.device), 0).amax(-1, keepdim=True)
+    return (bucket * width + torch.minimum(place, last))[:, 0]

@@ -1,0 +1,352 @@
+"""a language model as a policy: text in, tokens decided, log-probs out"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from melior.data.chat import Renderer, Template, Turn
+from melior.durable import durable_folder
+from melior.errors import ConfigError, DataError, ModelError
+from melior.policies.adapters import LoRA, add_adapter, is_adapter, load_adapter, without_adapter
+from melior.policies.backbones import CausalBackbone, LayoutName, load_backbone, resolve
+from melior.policies.base import LOG_PROBS, Batch, ParameterGroup, Rates, Scored, State, Want
+from melior.policies.engine import Engine, Request
+from melior.policies.forest import common_prefix
+from melior.policies.head import decision_log_probs
+from melior.types import Demonstration, Preference, Rated, Record, Sampling
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BUDGET = 1024  # nodes of one micro-batch: large enough for full matrix speed, about 2 GB at 135M parameters
+
+
+class LanguagePolicy:
+    """A causal language model that scores and samples completions.
+
+    Every forward pass of training and scoring is deterministic: the model stays in train mode, so that gradient
+    checkpointing works, with every dropout at zero.
+    """
+
+    discrete = True
+
+    def __init__(self, backbone: CausalBackbone, renderer: Renderer, *, base: str, max_length: int | None = None) -> None:
+        self.backbone = backbone
+        self.renderer = renderer
+        self.base = base  # name or folder of the model that an adapter stands on
+        limit = backbone.max_length
+        self.max_length = min(max_length or limit, limit)
+
+    # ------------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        adapter: LoRA | None = None,
+        layout: LayoutName = "auto",
+        dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto",
+        device: str = "auto",
+        template: Template = "auto",
+        max_length: int | None = None,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+    ) -> LanguagePolicy:
+        """The policy of a local folder (whole model or adapter), a name that `melior pull` knows, or a hub id.
+
+        `adapter` adds a fresh LoRA; a folder that holds an adapter is loaded on its base and stays trainable.
+        `layout="auto"` checks at load that the forest layout reproduces the model's own padded forward, and falls back
+        to padded rows with a warning; "forest" refuses instead. `dtype="auto"` is float32 on CPU, bfloat16 on GPU.
+
+        Raises:
+            ModelError: if weights, tokenizer or template are missing or do not fit; LayoutError for a layout.
+        """
+        folder = resolve(path)
+        base, trained = str(path), None
+        if isinstance(folder, Path) and is_adapter(folder):
+            if adapter is not None:
+                raise ConfigError(f"{path} already holds an adapter; load it without adapter=, or merge it first")
+            trained = folder
+            base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+            folder = resolve(base)
+        backbone, tokenizer = load_backbone(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        if trained is not None:
+            backbone.model = load_adapter(backbone.model, trained)
+        elif adapter is not None:
+            backbone.model.config._name_or_path = base if isinstance(folder, str) else str(folder)
+            backbone.model = add_adapter(backbone.model, adapter)
+        backbone.make_deterministic(gradient_checkpointing)
+        backbone.choose_layout(layout)
+        return cls(backbone, Renderer(tokenizer, template, backbone.stop_ids), base=base, max_length=max_length)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes weights (an adapter in PEFT's format, or the whole model) and tokenizer, atomically."""
+        with durable_folder(Path(folder)) as draft:
+            self.backbone.save(draft)
+            self.renderer.tokenizer.save_pretrained(str(draft))
+
+    def merged(self, folder: str | Path) -> None:
+        """Writes the whole model with the adapter folded into its matrices."""
+        with durable_folder(Path(folder)) as draft:
+            self.backbone.save_merged(draft)
+            self.renderer.tokenizer.save_pretrained(str(draft))
+
+    def state(self) -> State:
+        """Trainable tensors by name."""
+        return {name: parameter.detach() for name, parameter in self.backbone.trainable()}
+
+    def load_state(self, state: State) -> None:
+        """Overwrites the trainable tensors, in place."""
+        mine = dict(self.backbone.trainable())
+        if mine.keys() != state.keys():
+            odd = sorted(mine.keys() ^ state.keys())
+            raise ModelError(f"The state does not fit: {len(odd)} tensor names differ, first {odd[0]}")
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                parameter.copy_(state[name])
+
+    def fingerprint(self) -> str:
+        """Of architecture, trainable shapes, tokenizer and template: what must agree for a checkpoint to fit."""
+        shapes = {name: list(parameter.shape) for name, parameter in self.backbone.trainable()}
+        told = json.dumps([self.backbone.architecture, shapes, self.renderer.fingerprint], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def parameter_groups(self, rates: Rates) -> list[ParameterGroup]:
+        """Trainable parameters by learning rate and weight decay; vectors (norms, biases) never decay."""
+        groups: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
+        unused = set(rates.factors)
+        for name, parameter in self.backbone.trainable():
+            pattern = next((p for p in rates.factors if re.search(p, name)), None)
+            unused.discard(pattern or "")
+            rate = rates.learning_rate * (1.0 if pattern is None else rates.factors[pattern])
+            if rate > 0:
+                decay = rates.weight_decay if parameter.dim() > 1 else 0.0
+                groups.setdefault((rate, decay), []).append((name, parameter))
+        if unused:
+            raise ConfigError(f"Learning-rate pattern {sorted(unused)[0]!r} matches no trainable parameter")
+        return [
+            ParameterGroup(tuple(n for n, _ in members), tuple(p for _, p in members), rate, decay)
+            for (rate, decay), members in groups.items()
+        ]
+
+    # ------------------------------------------------------------------ records become batches
+
+    def encode(self, examples: Sequence[Record | Demonstration | Rated]) -> Batch:
+        """One row per decided turn; column "examples" [B] says which example each row came from.
+
+        A row longer than `max_length` is cut at its end, and one that then has no decision left keeps an empty mask.
+
+        Raises:
+            DataError: if an example cannot be rendered, its context is empty, or its ids come from another tokenizer.
+        """
+        turns: list[Turn] = []
+        source: list[int] = []
+        for index, example in enumerate(examples):
+            found = self._turns(example)
+            turns += found
+            source += [index] * len(found)
+        room = [max(0, self.max_length - len(turn.context)) for turn in turns]
+        decisions = [turn.decisions[:space] for turn, space in zip(turns, room, strict=True)]
+        width = max((len(decided) for decided in decisions), default=0)
+        lengths = torch.tensor([len(decided) for decided in decisions])
+        mask = torch.arange(width)[None, :] < lengths[:, None] if turns else torch.zeros(0, 0, dtype=torch.bool)
+        row_weights = torch.tensor([getattr(examples[index], "weight", 1.0) for index in source])
+        names = {name: number for number, name in enumerate(dict.fromkeys(map(_group_name, examples, range(len(examples)))))}
+        groups = [names[_group_name(examples[index], index)] for index in source]
+        return Batch(
+            inputs=[turn.context for turn in turns],
+            outputs=[(decided, _temperature(examples[index])) for decided, index in zip(decisions, source, strict=True)],
+            mask=mask,
+            weights=mask * row_weights[:, None] if turns else torch.zeros(0, 0),
+            groups=torch.tensor(groups, dtype=torch.long),
+            columns={"examples": torch.tensor(source, dtype=torch.long)},
+        )
+
+    def _turns(self, example: Any) -> list[Turn]:
+        if isinstance(example, Preference):
+            raise DataError("A Preference has two outputs; encode its chosen and its rejected side as Demonstrations")
+        if isinstance(example, Record) and example.decisions is not None and example.context is not None:
+            if example.fingerprint not in (None, self.renderer.fingerprint):
+                raise DataError(
+                    f"A record was sampled with tokenizer {example.fingerprint}, this policy has "
+                    f"{self.renderer.fingerprint}; its ids mean other text here"
+                )
+            found = [Turn(tuple(example.context), tuple(example.decisions))]
+        elif isinstance(example, Demonstration):
+            found = self.renderer.turns(example)
+        else:
+            found = [self.renderer.turn(example.inputs, example.output)]
+        if any(not turn.context for turn in found):
+            raise DataError("An empty input has no token to decide from; give it text, or a tokenizer with a bos_token")
+        return found
+
+    def cut(self, batch: Batch, budget: int | None = None) -> Iterator[list[int]]:
+        """Rows of micro-batches of at most `budget` tokens after sharing; a group over budget is cut between rows."""
+        budget = budget or DEFAULT_BUDGET
+        by_group: dict[int, list[int]] = {}
+        for row, group in enumerate(batch.groups.tolist()):
+            by_group.setdefault(group, []).append(row)
+        rows: list[int] = []
+        cost = 0
+        previous: tuple[int, ...] = ()
+        for members in by_group.values():
+            ordered = sorted(members, key=lambda row: self._sequence(batch, row))
+            if rows and cost + self._cost(batch, ordered, previous) > budget:
+                yield rows
+                rows, cost, previous = [], 0, ()
+            for row in ordered:
+                sequence = self._sequence(batch, row)
+                added = len(sequence) - common_prefix(previous, sequence)
+                if rows and cost + added > budget:
+                    yield rows
+                    rows, cost, added = [], 0, len(sequence)
+                rows.append(row)
+                cost += added
+                previous = sequence
+        if rows:
+            yield rows
+
+    def _cost(self, batch: Batch, ordered: list[int], previous: tuple[int, ...]) -> int:
+        cost = 0
+        for row in ordered:
+            sequence = self._sequence(batch, row)
+            cost += len(sequence) - common_prefix(previous, sequence)
+            previous = sequence
+        return cost
+
+    @staticmethod
+    def _sequence(batch: Batch, row: int) -> tuple[int, ...]:
+        return batch.inputs[row] + batch.outputs[row][0]
+
+    # ------------------------------------------------------------------ scoring
+
+    def score(self, batch: Batch, want: frozenset[Want] = LOG_PROBS) -> Scored:
+        """Log-probs of every decision at the temperature it was sampled with, in one forward pass."""
+        device = self.backbone.device
+        entropy = Want.ENTROPY in want
+        states, paths = self.backbone.states([self._sequence(batch, row) for row in range(len(batch))])
+        lengths = [len(decided) for decided, _ in batch.outputs]
+        reads = [
+            path[len(context) - 1 : len(context) - 1 + length]
+            for path, context, length in zip(paths, batch.inputs, lengths, strict=True)
+        ]
+        nodes = np.concatenate(reads) if reads else np.zeros(0, dtype=np.int64)
+        temperatures = np.repeat([temperature for _, temperature in batch.outputs], lengths)
+        targets = torch.tensor([token for decided, _ in batch.outputs for token in decided], device=device)
+        # One state serves every row that decides from the same node at the same temperature.
+        keys = np.stack([nodes.astype(np.float64), temperatures])
+        distinct, state_of = np.unique(keys, axis=1, return_inverse=True)
+        state_of = state_of.reshape(-1)
+        order = np.argsort(state_of, kind="stable")
+        chosen, bits = decision_log_probs(
+            self.backbone.head,
+            states.index_select(0, torch.from_numpy(distinct[0].astype(np.int64)).to(device)),
+            torch.from_numpy(state_of[order]).to(device),
+            targets[torch.from_numpy(order).to(device)],
+            torch.from_numpy(1.0 / distinct[1]).to(device, self.backbone.head_dtype),
+            entropy=entropy,
+        )
+        place = batch.mask.nonzero()[torch.from_numpy(order)].to(device)  # [J, 2] where each decision belongs
+        return Scored(
+            log_probs=_scatter(batch.mask, place, chosen),
+            entropy=_scatter(batch.mask, place, bits[torch.from_numpy(state_of[order])]) if bits is not None else None,
+        )
+
+    def log_probs(self, records: Sequence[Record | Demonstration | Rated]) -> list[Tensor]:
+        """One tensor [T] of nats per record, in order: the log-probability of each of its decisions."""
+        batch = self.encode(records)
+        found: dict[int, Tensor] = {}
+        for rows in self.cut(batch):
+            part = batch.select(rows)
+            scored = self.score(part)
+            for place, row in enumerate(rows):
+                found[row] = scored.log_probs[place][part.mask[place].to(scored.log_probs.device)]
+        pieces: list[list[Tensor]] = [[] for _ in records]
+        for row, example in enumerate(batch.columns["examples"].tolist()):
+            pieces[example].append(found[row])
+        return [torch.cat(piece) if piece else torch.zeros(0) for piece in pieces]
+
+    @torch.no_grad()
+    def reference_log_probs(self, batch: Batch, budget: int | None = None) -> Tensor:
+        """Log-probs [B, T] of the model without its adapter.
+
+        Raises:
+            ModelError: for a fully trained model, whose starting point is gone; load a second policy as the reference.
+        """
+        if not self.backbone.adapted:
+            raise ModelError("A policy without an adapter has no reference inside it; load a second one for the KL term")
+        result = torch.zeros(batch.mask.shape, dtype=self.backbone.head_dtype)
+        with without_adapter(self.backbone.model):
+            for rows in self.cut(batch, budget):
+                part = batch.select(rows)
+                result[rows, : part.mask.shape[1]] = self.score(part).log_probs.cpu()
+        return result
+
+    # ------------------------------------------------------------------ sampling
+
+    def sample(self, inputs: Sequence[Any], settings: Sampling | None = None, *, step: int = 0) -> list[Record]:
+        """`n` records per input, in order. A sample is a function of (seed, step, prompt, sample number) alone.
+
+        Raises:
+            DataError: if a prompt leaves no room for `max_tokens` in the model's context.
+        """
+        settings = settings or Sampling()
+        engine = self.engine()
+        contexts = [self.renderer.context(given) for given in inputs]
+        if any(not context for context in contexts):
+            raise DataError("An empty input has no token to decide from; give it text, or a tokenizer with a bos_token")
+        seen: dict[tuple[int, ...], int] = {}
+        for index, context in enumerate(contexts):
+            if len(context) + settings.max_tokens > self.max_length:
+                raise DataError(
+                    f"Prompt {index} has {len(context)} tokens; with max_tokens={settings.max_tokens} it exceeds the "
+                    f"context of {self.max_length}; shorten it, or lower max_tokens"
+                )
+            first = seen.get(context, 0)
+            seen[context] = first + settings.n  # equal prompts in one call get different samples
+            engine.submit(Request(id=index, context=context, settings=settings, step=step, first_sample=first))
+        engine.run()
+        samples = sorted(engine.collect(), key=lambda sample: (sample.request, sample.number))
+        return [
+            Record(
+                inputs=inputs[sample.request],
+                output=sample.text,
+                group=str(sample.request),
+                context=contexts[sample.request],
+                decisions=sample.decisions,
+                behavior_log_probs=sample.log_probs,
+                sampling=settings,
+                fingerprint=self.renderer.fingerprint,
+                finish=sample.finish,
+            )
+            for sample in samples
+        ]
+
+    def engine(self, **limits: int) -> Engine:
+        """A fresh sampling engine over this policy's weights."""
+        return Engine(self.backbone, self.renderer, **limits)
+
+
+def _scatter(mask: Tensor, place: Tensor, values: Tensor) -> Tensor:
+    result = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
+    return result.index_put((place[:, 0], place[:, 1]), values)
+
+
+def _temperature(example: Any) -> float:
+    """Greedy records are scored at temperature 1: what was sampled greedily has no log-probability of its own."""
+    sampling = getattr(example, "sampling", None)
+    return sampling.temperature if sampling is not None and sampling.temperature > 0 else 1.0
+
+
+def _group_name(example: Any, index: int) -> str:
+    return example.group if isinstance(example, Record) and example.group else f"#{index}"
