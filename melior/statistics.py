@@ -233,7 +233,8 @@ def items_needed(
 ) -> int:
     """How many items in all a two-sided paired test needs to see a mean difference of `effect`.
 
-    Where all differences are equal, it reckons as though one item more had differed by `spread`.
+    Where all differences are equal, it is the number whose interval, by the rule at the top of this module, reaches no
+    further than `effect`; an unseen difference could lie `spread` away.
 
     Raises:
         DataError: if there is no difference or `effect` is 0.
@@ -243,8 +244,10 @@ def items_needed(
     array = _checked(differences, None)
     if not math.isfinite(effect) or effect == 0:
         raise DataError(f"an effect of {effect} needs no finite number of items; give the gain worth having")
-    equal = len(array) < 2 or np.ptp(array) <= EQUAL * max(1.0, float(np.abs(array).max()))
-    deviation = spread / math.sqrt(len(array) + 1) if equal else float(array.std(ddof=1))
+    if len(array) < 2 or np.ptp(array) <= EQUAL * max(1.0, float(np.abs(array).max())):
+        unseen = min(abs(effect) / spread, 1 - EQUAL)
+        return 1 + math.ceil(math.log(alpha / 2) / math.log1p(-unseen))
+    deviation = float(array.std(ddof=1))
     z_alpha, z_power = float(ndtri(1 - alpha / 2)), float(ndtri(power))
     return math.ceil(((z_alpha + z_power) * deviation / effect) ** 2 + z_alpha**2 / 2)
 

@@ -256,7 +256,9 @@ def test_items_needed_grows_as_the_effect_shrinks() -> None:
     assert items_needed(differences, 0.1) > 3.8 * items_needed(differences, 0.2)
     assert items_needed(differences, 0.1, power=0.9) > items_needed(differences, 0.1)
     assert items_needed(differences, -0.1) == items_needed(differences, 0.1)
-    assert items_needed([0.0] * 10, 0.1) > 10  # equal differences do not mean that one item will do
+    enough = items_needed([0.0] * 10, 0.1)  # equal differences do not mean that one item will do
+    assert mean_interval([0.0] * enough, bounds=(-1.0, 1.0)).high <= 0.1
+    assert mean_interval([0.0] * (enough - 1), bounds=(-1.0, 1.0)).high > 0.1
     with pytest.raises(DataError):
         items_needed(differences, 0.0)
 

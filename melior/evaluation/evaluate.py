@@ -113,8 +113,8 @@ def evaluate(
     """The policy's rewards on the tasks: `sampling.n` samples an item, and one greedy output beside them.
 
     Args:
-        batch: tasks sampled and graded at once. Each batch has its own seed made from the sampling's, so the batch
-            size is part of what fixes the samples.
+        batch: tasks sampled and graded at once. The seed is the same for all, as a sample does not depend on its
+            batch mates; so equal inputs of two items in different batches draw the same samples.
         success: the reward from which on pass@k counts an output as solved.
         grader: what to call the grader when evaluations are compared; the name on its scores by default.
 
@@ -133,7 +133,7 @@ def evaluate(
     for start in range(0, len(tasks), batch):
         part, names = tasks[start : start + batch], keys[start : start + batch]
         for each, collected in zip(settings, outputs, strict=True):
-            collected += _graded(policy, part, names, graders, replace(each, seed=_seed(each.seed, start)))
+            collected += _graded(policy, part, names, graders, each)
             done += len(part) * each.n
             if progress:
                 progress(done, total)
@@ -190,11 +190,6 @@ def _content_hash(task: Task) -> str:
 
 def _greedy(sampling: Sampling) -> Sampling:
     return replace(sampling, n=1, temperature=0.0, top_k=0, top_p=1.0)
-
-
-def _seed(seed: int, start: int) -> int:
-    """One seed per batch, so that equal positions of two batches do not share their randomness."""
-    return int.from_bytes(hashlib.sha256(f"evaluate {seed} {start}".encode()).digest()[:4], "big") >> 1
 
 
 def _graded(

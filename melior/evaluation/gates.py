@@ -207,8 +207,8 @@ def _more_items(check: _Check, comparison: Comparison, gate: Gate) -> int | None
         return None
     worth = gate.effect if check.metric == REWARD else check.allowed / 2 or gate.effect
     distance = max(abs(check.gain.estimate + check.allowed), worth)
-    spread = max(map(abs, bounds)) if bounds else 1.0
-    needed = items_needed(units, distance, power=gate.power, alpha=1 - gate.level, spread=spread)
+    below = check.gain.estimate + max(map(abs, bounds)) if bounds else 1.0  # down to the worst there can be
+    needed = items_needed(units, distance, power=gate.power, alpha=1 - gate.level, spread=max(below, distance))
     return math.ceil(max(needed - len(units), 0) * size)
 
 

@@ -105,7 +105,7 @@ def test_batches_cover_all_tasks_and_report_progress(chances: dict[str, float]) 
     )
     assert policy.calls == [16, 16, 16, 16, 8, 8]
     assert seen == [(64, 200), (80, 200), (144, 200), (160, 200), (192, 200), (200, 200)]
-    assert len(evaluation.values["reward"]) == 40
+    assert evaluation.values == evaluate(TablePolicy(chances), tasks_of(chances), Answers(), FOUR, batch=7).values
 
 
 def test_same_seed_same_evaluation(chances: dict[str, float]) -> None:

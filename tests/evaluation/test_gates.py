@@ -151,6 +151,22 @@ def test_no_gain_worth_having_is_said_so() -> None:
     assert "more items are unlikely to decide" in verdict.sentence
 
 
+def test_a_guard_where_nothing_changed_asks_for_the_items_that_clear_it() -> None:
+    gate = Gate(guards=(Guard(metric="greedy", margin=0.05),))
+    gained = np.tile([1.0, 0.5], 100)
+    verdict = decide(compared(gained[:60], np.zeros(60)), gate)
+    assert verdict.result == "inconclusive" and verdict.items_needed is not None
+    enough = 60 + verdict.items_needed
+    assert decide(compared(gained[:enough], np.zeros(enough)), gate).result == "promote"
+    assert decide(compared(gained[: enough - 1], np.zeros(enough - 1)), gate).result == "inconclusive"
+
+
+def test_the_worst_there_can_be_is_still_a_verdict() -> None:
+    gate = Gate(guards=(Guard(metric="greedy", margin=0.99),))
+    verdict = decide(compared(np.tile([1.0, 0.5], 100), -np.ones(200)), gate)
+    assert verdict.result == "inconclusive" and verdict.items_needed is not None
+
+
 def test_identical_outputs_do_not_promote() -> None:
     assert decide(compared(np.zeros(200)), UNGUARDED).result == "inconclusive"
     endless = decide(compared(np.zeros(200), bounded=False), UNGUARDED)
