@@ -87,9 +87,8 @@ class Worker:
         loaded = self._ask(hello, self.limits.load_timeout_s)
         if loaded.error:
             self.stop()
-            raise GraderError(
-                f"grader {self.grader.name} cannot be loaded: {loaded.error}\n{loaded.traceback}".rstrip()
-            )
+            told = f"grader {self.grader.name} cannot be loaded: {loaded.error}"
+            raise GraderError(f"{told}\n{loaded.traceback}".rstrip())
 
     def grade(self, record: Record) -> Score:
         """The grader's score of the record; what went wrong is in its `error`."""
@@ -157,10 +156,8 @@ class _Process:
         """A copy of this process, for graders that no other process could import."""
 
         def fork(theirs: tuple[int, int]) -> tuple[int, Callable[[], int | None]]:
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", DeprecationWarning
-                )  # of forking with threads: only the guardian's remain
+            with warnings.catch_warnings():  # about other threads: the child calls none of them
+                warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
             if pid == 0:
                 try:
