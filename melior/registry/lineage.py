@@ -51,13 +51,13 @@ def trace(store: Store, version: Version) -> Lineage:
 def _link(store: Store, version: Version) -> Link:
     run = None if version.run_id is None else store.run(version.run_id)
     dataset_id = version.dataset_id or (run.dataset_id if run is not None else None)
-    events = [event for event in store.alias_events() if version.id in (event.version_id, event.previous_id)]
+    log = store.alias_events(name=version.name)
     return Link(
         version=version,
         run=run,
         dataset=None if dataset_id is None else store.dataset(dataset_id),
         evaluations=tuple(store.evaluations(version_id=version.id)),
         gates=tuple(store.gates(candidate_id=version.id)),
-        promotions=tuple(events),
+        promotions=tuple(event for event in log if version.id in (event.version_id, event.previous_id)),
         aliases=tuple(f"{held.name}@{held.alias}" for held in store.aliases(version_id=version.id)),
     )

@@ -53,9 +53,7 @@ class Registry:
         if base is None:
             raise StoreError(f"{name} needs a base model; give base_model, or the parent version it was trained from")
         if origin is not None and base != origin.base_model:
-            raise StoreError(
-                f"base model {base} is not that of the parent {origin.id}, {origin.base_model}; leave it out"
-            )
+            raise StoreError(f"{base} is not the base model of {origin.id}, which is {origin.base_model}; leave it out")
         place = Path(folder).expanduser().resolve()
         files = hash_files(place)
         mark = fingerprint(files)
@@ -173,9 +171,7 @@ class Registry:
         version = self.get(reference)
         unlike = difference(version.files, hash_files(Path(version.folder)))
         if unlike:
-            raise StoreError(
-                f"the files of {version.id} in {version.folder} differ: {unlike}; restore or register them"
-            )
+            raise StoreError(f"the files of {version.id} in {version.folder} differ: {unlike}; restore them")
         return version
 
     def lineage(self, reference: str) -> Lineage:
@@ -221,9 +217,7 @@ def _check_gate(version: Version, gate: Gate | None) -> None:
     if gate is None:
         raise StoreError(f"{version.id} has passed no gate; evaluate and compare it first, or force it with a reason")
     if gate.verdict != "promote":
-        raise StoreError(
-            f"{gate.id} says {gate.verdict} of {version.id}; force the promotion with a reason if you must"
-        )
+        raise StoreError(f"{gate.id} says {gate.verdict} of {version.id}; train on, or force it with a reason")
 
 
 def _check_baseline(gate: Gate | None, place: str, now: str | None, expected: str | None) -> None:

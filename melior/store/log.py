@@ -147,9 +147,7 @@ class Log(Rows):
             StoreError: if the id came with another body before, the decision is unknown, or nothing is named.
         """
         if decision_id is None and episode_id is None:
-            raise StoreError(
-                "feedback is of a decision or of an episode and named neither; give decision_id or episode_id"
-            )
+            raise StoreError("feedback named neither a decision nor an episode; give decision_id or episode_id")
         row = Feedback(
             id=feedback_id or new_id("fb"),
             metric=metric,

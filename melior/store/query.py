@@ -135,12 +135,11 @@ class Rows:
             return fetch(connection, kind, **equal)
 
     def _among(self, kind: type[Kind], column: ColumnElement[str], ids: Sequence[str], /, **equal: Any) -> list[Kind]:
+        found: list[Kind] = []
         with self.database.read() as connection:
-            return [
-                row
-                for chunk in _chunks(list(dict.fromkeys(ids)))
-                for row in fetch(connection, kind, column.in_(chunk), **equal)
-            ]
+            for chunk in _chunks(list(dict.fromkeys(ids))):
+                found += fetch(connection, kind, column.in_(chunk), **equal)
+        return found
 
 
 def one_of(choices: Any, value: str) -> Any:
