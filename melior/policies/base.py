@@ -129,3 +129,13 @@ class Policy(Trainable, Protocol):
     def sample(self, inputs: Sequence[Any], settings: Sampling) -> list[Record]:
         """`n` records per input, grouped by input, in order."""
         ...
+
+
+@torch.no_grad()
+def score_all(policy: Policy, batch: Batch, budget: int | None = None) -> Tensor:  # [B, T]
+    """Log-probs of a whole batch without gradients, in micro-batches."""
+    result = torch.zeros(batch.mask.shape, dtype=torch.float64)
+    for rows in policy.cut(batch, budget):
+        part = batch.select(rows)
+        result[rows, : part.mask.shape[1]] = policy.score(part).log_probs.double().cpu()
+    return result

@@ -19,7 +19,7 @@ from melior.durable import durable_folder
 from melior.errors import ConfigError, DataError, ModelError
 from melior.policies.adapters import LoRA, add_adapter, is_adapter, load_adapter, without_adapter
 from melior.policies.backbones import CausalBackbone, LayoutName, load_backbone, resolve
-from melior.policies.base import LOG_PROBS, Batch, ParameterGroup, Rates, Scored, State, Want
+from melior.policies.base import LOG_PROBS, Batch, ParameterGroup, Rates, Scored, State, Want, score_all
 from melior.policies.engine import Engine, Request
 from melior.policies.forest import common_prefix
 from melior.policies.head import decision_log_probs
@@ -276,7 +276,6 @@ class LanguagePolicy:
             pieces[example].append(found[row])
         return [torch.cat(piece) if piece else torch.zeros(0) for piece in pieces]
 
-    @torch.no_grad()
     def reference_log_probs(self, batch: Batch, budget: int | None = None) -> Tensor:
         """Log-probs [B, T] of the model without its adapter.
 
@@ -285,12 +284,8 @@ class LanguagePolicy:
         """
         if not self.backbone.adapted:
             raise ModelError("A policy without an adapter has no reference inside it; load a second one for the KL term")
-        result = torch.zeros(batch.mask.shape, dtype=self.backbone.head_dtype)
         with without_adapter(self.backbone.model):
-            for rows in self.cut(batch, budget):
-                part = batch.select(rows)
-                result[rows, : part.mask.shape[1]] = self.score(part).log_probs.cpu()
-        return result
+            return score_all(self, batch, budget)
 
     # ------------------------------------------------------------------ sampling
 

@@ -1,0 +1,1 @@
+"""run a policy, score it, keep what happened"""

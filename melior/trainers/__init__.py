@@ -1,0 +1,1 @@
+"""one loop, short objectives"""

@@ -1,0 +1,260 @@
+"""learning from rewards (RFT): sample groups, compare within them, follow the policy gradient"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from melior.advantages import group_relative, informative, leave_one_out
+from melior.errors import ConfigError, DataError, MissingLogProbs
+from melior.losses.policy_gradient import clipped_surrogate_loss, kl_penalty, overlong_penalty
+from melior.masking import mean_decisions, select, sum_decisions
+from melior.policies.base import LOG_PROBS, Batch, Scored, Want, score_all
+from melior.rewards.base import FailureLimit
+from melior.rollouts.collect import Grades, Rollout, collect
+from melior.trainers.loop import digest
+from melior.trainers.steps import Step, Term
+from melior.trainers.supervised import _generator
+from melior.types import Sampling, Task
+
+Estimator = Literal["group_relative", "leave_one_out"]
+Aggregate = Literal["decisions", "outputs", "constant"]
+
+
+class Rollouts:
+    """Steps of fresh outputs: `prompts` tasks each, `sampling.n` outputs per task, graded.
+
+    With `resample > 0` (DAPO's dynamic sampling) groups whose rewards are all equal are replaced by up to that many
+    further draws of tasks.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        tasks: Sequence[Task],
+        grader: Grades,
+        sampling: Sampling,
+        *,
+        prompts: int = 16,
+        seed: int = 0,
+        resample: int = 0,
+        failures: FailureLimit | None = None,
+    ) -> None:
+        """Raises DataError if there are no tasks, ConfigError if a group would hold one output."""
+        if not tasks:
+            raise DataError("There are 0 tasks to sample from; add rows")
+        if sampling.n < 2:
+            raise ConfigError(f"Outputs are compared within their group, so sampling needs n ≥ 2, got {sampling.n}")
+        if sampling.temperature == 0:
+            raise ConfigError("Greedy outputs of one input are all equal; sample with temperature > 0")
+        self.policy, self.tasks, self.grader, self.sampling = policy, list(tasks), grader, sampling
+        self.prompts, self.seed, self.resample = min(prompts, len(tasks)), seed, resample
+        self.failures = failures or FailureLimit(getattr(grader, "name", "reward"))
+
+    total = None
+
+    def fingerprint(self) -> str:
+        tasks = [[task.inputs, dict(task.item)] for task in self.tasks]
+        name = getattr(self.grader, "name", type(self.grader).__name__)
+        return digest("rollouts", tasks, asdict(self.sampling), self.prompts, self.seed, self.resample, name)
+
+    def __call__(self, index: int) -> Step:
+        kept: list[Rollout] = []
+        drawn: list[Rollout] = []
+        rounds = 0
+        for rounds in range(1 + self.resample):
+            fresh = self._round(index * (1 + self.resample) + rounds, index)
+            drawn += fresh
+            kept += fresh if not self.resample else _informative(fresh)
+            if len(kept) >= self.prompts * self.sampling.n or not self.resample:
+                break
+        rollouts = kept[: self.prompts * self.sampling.n] or drawn[: self.prompts * self.sampling.n]
+        return self._step(rollouts, drawn, rounds + 1)
+
+    def _round(self, number: int, step: int) -> list[Rollout]:
+        rollouts = collect(self.policy, self._draw(number), self.grader, self.sampling, step=number)
+        self.failures.add([rollout.score for rollout in rollouts])
+        return rollouts
+
+    def _draw(self, number: int) -> list[Task]:
+        """The tasks of round `number`: every task once before any comes again."""
+        chosen: list[Task] = []
+        position = number * self.prompts
+        while len(chosen) < self.prompts:
+            epoch, place = divmod(position, len(self.tasks))
+            order = torch.randperm(len(self.tasks), generator=_generator(self.seed, epoch)).tolist()
+            part = order[place : place + self.prompts - len(chosen)]
+            chosen += [self.tasks[row] for row in part]
+            position += len(part)
+        return chosen
+
+    def _step(self, rollouts: list[Rollout], drawn: list[Rollout], rounds: int) -> Step:
+        batch: Batch = self.policy.encode([rollout.record for rollout in rollouts])
+        columns = {
+            "rewards": torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64),
+            "truncated": torch.tensor([rollout.record.finish == "length" for rollout in rollouts]),
+            "limit": torch.full((len(rollouts),), self.sampling.max_tokens),
+        }
+        if not self.sampling.truncated:
+            columns["behavior_log_probs"] = _behavior(rollouts, batch)
+        samples = [_shown(rollout) for rollout in rollouts[: self.sampling.n]]
+        metrics = {**_measured(drawn), "rounds": float(rounds)}
+        return Step(batch.with_columns(**columns), metrics, samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinforcement:
+    """Policy gradient on group-compared rewards; the variants of GRPO are settings.
+
+    | method    | divide_by_std | aggregate   | clip_high |
+    | --------- | ------------- | ----------- | --------- |
+    | GRPO      | True          | "outputs"   | 0.2       |
+    | Dr.GRPO   | False         | "constant"  | 0.2       |
+    | DAPO      | True          | "decisions" | 0.28      |
+    | RLOO      | leave_one_out | "constant"  | —         |
+
+    `aggregate` says what a step's sum of losses is divided by: all decisions; outputs, after a mean over each one's
+    decisions; or outputs times `length`, a constant, the only one whose expected gradient is that of the mean reward.
+
+    Source: Shao et al. 2024, arXiv:2402.03300; Liu et al. 2025, arXiv:2503.20783; Yu et al. 2025, arXiv:2503.14476.
+    """
+
+    estimator: Estimator = "group_relative"
+    divide_by_std: bool = False  # True gives nearly equal rewards as much say as informative ones
+    aggregate: Aggregate = "constant"
+    length: int = 1  # decisions that "constant" divides each output by
+    clip_low: float = 0.2
+    clip_high: float = 0.28  # arXiv:2503.14476 §3.1: room for improbable decisions to grow
+    beta: float = 0.0  # weight of KL(policy ‖ reference)
+    entropy: float = 0.0  # weight of the entropy bonus
+    drop_truncated: bool = False  # outputs cut by max_tokens neither learn nor count (arXiv:2503.14476 §3.4)
+    overlong_margin: int = 0  # decisions before max_tokens over which the soft penalty grows to -1; 0 is off
+
+    @property
+    def want(self) -> frozenset[Want]:
+        return LOG_PROBS | {Want.ENTROPY} if self.entropy else LOG_PROBS
+
+    def prepare(self, step: Step, policy: Any) -> Step:
+        batch = step.batch
+        rewards = batch.columns["rewards"]
+        if self.overlong_margin:
+            limit = int(batch.columns["limit"][0])
+            rewards = rewards + overlong_penalty(batch.mask.sum(1), limit=limit, margin=self.overlong_margin)
+        if self.drop_truncated:
+            rewards = rewards.masked_fill(batch.columns["truncated"], torch.nan)
+        batch = replace(batch, mask=batch.mask & ~torch.isnan(rewards)[:, None])
+        advantages = self._advantages(rewards, batch.groups)
+        columns: dict[str, Tensor] = {"advantages": advantages, "outputs": (~torch.isnan(rewards)).double()}
+        if "behavior_log_probs" in batch.columns:
+            columns["old_log_probs"] = batch.columns["behavior_log_probs"]
+        else:  # top-k or top-p: what was sampled from is not what is trained
+            columns["old_log_probs"] = score_all(policy, batch)
+        if self.beta:
+            columns["ref_log_probs"] = policy.reference_log_probs(batch)
+        useful = informative(rewards, batch.groups)
+        groups = torch.unique(batch.groups)
+        varied = torch.unique(batch.groups[useful])
+        prepared = replace(step, batch=batch).with_columns(**columns)
+        return prepared.with_metrics(frac_reward_zero_std=1 - len(varied) / max(1, len(groups)))
+
+    def _advantages(self, rewards: Tensor, groups: Tensor) -> Tensor:
+        if self.estimator == "leave_one_out":
+            return leave_one_out(rewards, groups)
+        return group_relative(rewards, groups, divide_by_std=self.divide_by_std)
+
+    def counts(self, batch: Batch) -> Mapping[str, float]:
+        outputs = float(batch.columns["outputs"].sum())
+        count = {
+            "decisions": float(batch.mask.sum()),
+            "outputs": outputs,
+            "constant": outputs * self.length,
+        }[self.aggregate]
+        return {"policy": count, "kl": count, "entropy": count}
+
+    def active(self, batch: Batch) -> list[int]:
+        rows = batch.mask.any(1)
+        if not (self.beta or self.entropy):
+            rows = rows & (batch.columns["advantages"] != 0)
+        return rows.nonzero()[:, 0].tolist()
+
+    def loss(self, scored: Scored, batch: Batch) -> list[Term]:
+        log_probs = scored.log_probs
+        device = log_probs.device
+        mask = batch.mask.to(device)
+        advantages = batch.columns["advantages"].to(log_probs)[:, None].expand_as(log_probs)
+        old = batch.columns["old_log_probs"].to(log_probs)
+        surrogate = clipped_surrogate_loss(log_probs, old, advantages, clip_low=self.clip_low, clip_high=self.clip_high)
+        terms = [Term("policy", self._total(surrogate, mask), metrics=_watch(log_probs, batch, mask))]
+        if self.beta:
+            reference = select(batch.columns["ref_log_probs"].to(log_probs), mask)
+            terms.append(Term("kl", self._total(kl_penalty(select(log_probs, mask), reference), mask), self.beta))
+        if self.entropy:
+            assert scored.entropy is not None
+            terms.append(Term("entropy", self._total(scored.entropy, mask), -self.entropy))
+        return terms
+
+    def _total(self, values: Tensor, mask: Tensor) -> Tensor:
+        per_output = mean_decisions(values, mask) if self.aggregate == "outputs" else sum_decisions(values, mask)
+        return per_output.sum()
+
+
+def reinforcement(**settings: Any) -> Reinforcement:
+    """The objective of RFT; settings are those of `Reinforcement`."""
+    return Reinforcement(**settings)
+
+
+def rollouts(policy: Any, tasks: Sequence[Task], grader: Grades, sampling: Sampling, **settings: Any) -> Rollouts:
+    """Steps of fresh, graded outputs; settings are those of `Rollouts`."""
+    return Rollouts(policy, tasks, grader, sampling, **settings)
+
+
+def _informative(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    names = {group: index for index, group in enumerate(dict.fromkeys(r.record.group for r in rollouts))}
+    groups = torch.tensor([names[rollout.record.group] for rollout in rollouts])
+    rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
+    useful = set(groups[informative(rewards, groups)].tolist())
+    return [rollout for rollout, group in zip(rollouts, groups.tolist(), strict=True) if group in useful]
+
+
+def _behavior(rollouts: Sequence[Rollout], batch: Batch) -> Tensor:
+    missing = sum(rollout.record.behavior_log_probs is None for rollout in rollouts)
+    if missing:
+        raise MissingLogProbs(
+            f"{missing} of {len(rollouts)} records have no behavior_log_probs; record them when sampling"
+        )
+    column = torch.zeros(batch.mask.shape, dtype=torch.float64)
+    for row, rollout in enumerate(rollouts):
+        values = torch.tensor(rollout.record.behavior_log_probs, dtype=torch.float64)
+        column[row, : len(values)] = values
+    return column
+
+
+def _watch(log_probs: Tensor, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
+    """Sums that show whether sampler and scorer agree."""
+    if "behavior_log_probs" not in batch.columns:
+        return {}
+    gap = select(log_probs.detach() - batch.columns["behavior_log_probs"].to(log_probs), mask)
+    return {"sampler_gap": gap.abs().sum()}
+
+
+def _measured(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
+    valid = rewards[~torch.isnan(rewards)]
+    lengths = [len(rollout.record.decisions or ()) for rollout in rollouts]
+    return {
+        "reward": float(valid.mean()) if len(valid) else float("nan"),
+        "reward_std": float(valid.std(unbiased=False)) if len(valid) else float("nan"),
+        "grader_errors": float(sum(bool(rollout.score.error) for rollout in rollouts)),
+        "completions/mean_length": sum(lengths) / max(1, len(lengths)),
+        "completions/clipped_ratio": sum(r.record.finish == "length" for r in rollouts) / max(1, len(rollouts)),
+        "num_tokens": float(sum(lengths)),
+    }
+
+
+def _shown(rollout: Rollout) -> dict[str, Any]:
+    record, score = rollout.record, rollout.score
+    return {"inputs": record.inputs, "output": record.output, "reward": score.value, "error": score.error}

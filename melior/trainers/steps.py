@@ -1,0 +1,75 @@
+"""what the loop and the objectives hand each other: steps, terms, and the two protocols"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from melior.policies.base import Batch, Scored, Trainable, Want
+
+
+@dataclass(frozen=True)
+class Step:
+    """Everything one update learns from, before it is cut into micro-batches."""
+
+    batch: Batch
+    metrics: Mapping[str, float] = field(default_factory=dict)  # what collecting the step measured
+    samples: Sequence[Mapping[str, Any]] = ()  # a few outputs a person would like to read
+
+    def with_columns(self, **columns: Tensor) -> Step:
+        """The same step with columns added to its batch."""
+        return replace(self, batch=self.batch.with_columns(**columns))
+
+    def with_metrics(self, **metrics: float) -> Step:
+        """The same step with metrics added."""
+        return replace(self, metrics={**self.metrics, **metrics})
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named part of a loss, summed over a micro-batch and not yet normalised."""
+
+    name: str
+    total: Tensor  # []
+    weight: float = 1.0
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)  # sums, divided by the same count
+
+
+class Objective(Protocol):
+    """What is minimised. The loop divides each term once, by its count over the whole step."""
+
+    want: frozenset[Want]
+
+    def prepare(self, step: Step, policy: Any) -> Step:
+        """Sees the whole step: credit assignment, reference and old log-probs."""
+        ...
+
+    def counts(self, batch: Batch) -> Mapping[str, float]:
+        """What each term is divided by; of the whole prepared step, since gradients flow before its last cut."""
+        ...
+
+    def active(self, batch: Batch) -> list[int]:
+        """Rows with a gradient. The others are never computed, and stay in the counts."""
+        ...
+
+    def loss(self, scored: Scored, batch: Batch) -> list[Term]:
+        """The terms of one micro-batch."""
+        ...
+
+
+class Steps(Protocol):
+    """Where steps come from: a function of (seed, index, policy), so that resuming needs no buffer."""
+
+    @property
+    def total(self) -> int | None: ...  # how many there are, None if they never end
+    def __call__(self, index: int) -> Step: ...
+    def fingerprint(self) -> str: ...
+
+
+class Evaluates(Protocol):
+    """Measures a policy on held-out data while it trains."""
+
+    def __call__(self, trainable: Trainable) -> Mapping[str, float]: ...

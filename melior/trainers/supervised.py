@@ -1,0 +1,118 @@
+"""learning by demonstration (SFT)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from melior.errors import DataError
+from melior.losses.likelihood import nll_loss
+from melior.masking import select
+from melior.policies.base import LOG_PROBS, Batch, Scored, Want
+from melior.trainers.loop import digest
+from melior.trainers.steps import Step, Term
+from melior.types import Demonstration
+
+
+def examples(
+    policy: Any, rows: Sequence[Demonstration], *, batch_size: int = 16, epochs: int = 1, seed: int = 0
+) -> Examples:
+    """Steps over demonstrations: `batch_size` rows each, every row once per epoch, in a new order each epoch."""
+    return Examples(policy, rows, batch_size=batch_size, epochs=epochs, seed=seed)
+
+
+class Examples:
+    """Demonstrations, encoded once. `dropped` counts rows whose every decision lies beyond the context."""
+
+    def __init__(
+        self, policy: Any, rows: Sequence[Demonstration], *, batch_size: int = 16, epochs: int = 1, seed: int = 0
+    ) -> None:
+        """Raises DataError if no row has anything to learn."""
+        if not rows:
+            raise DataError("There are 0 demonstrations to learn from; add rows")
+        encoded: Batch = policy.encode(rows)
+        decided = (encoded.mask & (encoded.weights != 0)).any(1)
+        owners = encoded.columns["examples"][decided]
+        kept = torch.unique(owners).tolist()
+        self.dropped = len(rows) - len(kept)
+        if not kept:
+            raise DataError(f"None of {len(rows)} rows has a decision to learn within the context; shorten them")
+        self.batch = encoded.select(decided.nonzero()[:, 0].tolist())
+        self.turns: dict[int, list[int]] = {}
+        for turn, owner in enumerate(owners.tolist()):
+            self.turns.setdefault(owner, []).append(turn)
+        self.kept: list[int] = kept
+        self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
+
+    @property
+    def total(self) -> int:
+        return self.epochs * self.per_epoch
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps that show every row once; the last one of an epoch may be smaller."""
+        return -(-len(self.kept) // self.batch_size)
+
+    def __call__(self, index: int) -> Step:
+        epoch, position = divmod(index, self.per_epoch)
+        order = torch.randperm(len(self.kept), generator=_generator(self.seed, epoch)).tolist()
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        rows = [turn for row in chosen for turn in self.turns[self.kept[row]]]
+        batch = self.batch.select(rows)
+        return Step(batch, {"epoch": index / self.per_epoch, "decisions": float(batch.mask.sum())})
+
+    def fingerprint(self) -> str:
+        rows = [list(self.batch.inputs), [list(decided) for decided, _ in self.batch.outputs], self.batch.weights.sum().item()]
+        return digest("examples", rows, self.batch_size, self.epochs, self.seed)
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Maximises the likelihood of demonstrations, averaged over decisions (not over rows: long answers count more)."""
+
+    want: frozenset[Want] = LOG_PROBS
+
+    def prepare(self, step: Step, policy: Any) -> Step:
+        return step
+
+    def counts(self, batch: Batch) -> Mapping[str, float]:
+        return {"nll": float(select(batch.weights, batch.mask).sum())}
+
+    def active(self, batch: Batch) -> list[int]:
+        return (batch.mask & (batch.weights != 0)).any(1).nonzero()[:, 0].tolist()
+
+    def loss(self, scored: Scored, batch: Batch) -> list[Term]:
+        mask = batch.mask.to(scored.log_probs.device)
+        weights = batch.weights.to(scored.log_probs)
+        return [Term("nll", select(nll_loss(scored.log_probs, weights), mask).sum())]
+
+
+def supervised() -> Supervised:
+    """The objective of SFT."""
+    return Supervised()
+
+
+class HeldoutLoss:
+    """An evaluation for `fit`: mean negative log-likelihood per decision of demonstrations that never train."""
+
+    def __init__(self, policy: Any, rows: Sequence[Demonstration]) -> None:
+        self.batch: Batch = policy.encode(rows)
+        if not bool(self.batch.mask.any()):
+            raise DataError(f"None of {len(rows)} held-out rows has a decision within the context; shorten them")
+
+    @torch.no_grad()
+    def __call__(self, policy: Any) -> Mapping[str, float]:
+        objective = Supervised()
+        total = 0.0
+        for rows in policy.cut(self.batch):
+            part = self.batch.select(rows)
+            total += sum(float(term.total) for term in objective.loss(policy.score(part), part))
+        return {"heldout_loss": total / objective.counts(self.batch)["nll"]}
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A local generator that is a function of its key."""
+    return torch.Generator().manual_seed(int(digest(*key), 16) % (1 << 63))
