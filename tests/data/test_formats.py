@@ -154,14 +154,13 @@ def test_another_kind_than_asked_for_names_the_columns_expected(tmp_path: Path) 
 
 def test_a_file_without_one_usable_row_is_an_error_even_when_skipping(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 of 2 rows"):
-        read_examples(write(tmp_path, "{", "["[:0] + "x"), on_error="skip")
+        read_examples(write(tmp_path, "{", "x"), on_error="skip")
 
 
 def test_one_row_and_duplicate_ids_and_a_truncated_last_line(tmp_path: Path) -> None:
     assert len(read_examples(write(tmp_path, {"prompt": "q"}))) == 1
-    twins = read_examples(
-        write(tmp_path, {"prompt": "q", "id": 1}, {"prompt": "r", "id": 1}, '{"prompt": "s'), None, "skip"
-    )
+    path = write(tmp_path, {"prompt": "q", "id": 1}, {"prompt": "r", "id": 1}, '{"prompt": "s')
+    twins = read_examples(path, on_error="skip")
     assert [row.id for row in twins.rows] == ["rows.jsonl:1", "rows.jsonl:2"]
     assert [row.item for row in twins.rows] == [{"id": 1}, {"id": 1}]
     assert "cut short" in str(twins.problems[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -34,10 +35,8 @@ def test_a_value_stands_where_its_variable_stood(before: str, name: str, value: 
 
 @given(st.text())
 def test_any_text_renders_or_is_refused(text: str) -> None:
-    try:
+    with suppress(GraderError):
         render("{{" + text + "}}", {"a": [{"b": 1}]})
-    except GraderError:
-        pass
 
 
 @given(st.lists(st.one_of(st.integers(0, 3), names), max_size=4), st.text())
