@@ -190,7 +190,7 @@ def test_of_two_processes_with_the_same_baseline_one_promotes(tmp_path: Path) ->
     (tmp_path / "m" / "w").write_bytes(b"w")
     with Store.open(path) as store:
         registry = Registry(store)
-        runs = [store.add_run("sft", {}, "runs").id for _ in range(4)]
+        runs = [store.add_run("sft", {}, "runs").id for _ in range(3)]
         first, *rest = (
             registry.register("m", tmp_path / "m", method="sft", base_model="tiny", run_id=run) for run in runs
         )
@@ -214,7 +214,7 @@ def test_of_two_processes_with_the_same_baseline_one_promotes(tmp_path: Path) ->
             promoter.stdin.flush()
         said = [promoter.communicate()[0].strip() for promoter in promoters]
         assert registry.get("m").id in said
-        assert sum(line.startswith("refused:") for line in said) == 2, said
+        assert sum(line.startswith("refused:") for line in said) == 1, said
         assert len(registry.history("m")) == 2
 
 
