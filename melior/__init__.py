@@ -1,15 +1,51 @@
 """makes models better from feedback"""
 
-from melior.policies.adapters import LoRA
-from melior.policies.language import LanguagePolicy
-from melior.trainers.loop import FitConfig, Run, fit
-from melior.trainers.reinforcement import reinforcement, rollouts
-from melior.trainers.supervised import HeldoutLoss, examples, supervised
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from melior.types import Demonstration, Preference, Rated, Record, Sampling, Score, Task
+
+if TYPE_CHECKING:
+    from melior.data.formats import read_examples
+    from melior.data.splits import split
+    from melior.evaluation.compare import compare
+    from melior.evaluation.evaluate import evaluate
+    from melior.evaluation.gates import Gate, decide
+    from melior.policies.adapters import LoRA
+    from melior.policies.language import LanguagePolicy
+    from melior.rewards.workers import GraderPool
+    from melior.trainers.loop import FitConfig, Run, fit
+    from melior.trainers.reinforcement import reinforcement, rollouts
+    from melior.trainers.supervised import HeldoutLoss, examples, supervised
+
+# Imported on first use: a grader's worker process starts with `import melior` and must not pay for torch.
+_HOMES = {
+    "FitConfig": "melior.trainers.loop",
+    "Gate": "melior.evaluation.gates",
+    "GraderPool": "melior.rewards.workers",
+    "HeldoutLoss": "melior.trainers.supervised",
+    "LanguagePolicy": "melior.policies.language",
+    "LoRA": "melior.policies.adapters",
+    "Run": "melior.trainers.loop",
+    "compare": "melior.evaluation.compare",
+    "decide": "melior.evaluation.gates",
+    "evaluate": "melior.evaluation.evaluate",
+    "examples": "melior.trainers.supervised",
+    "fit": "melior.trainers.loop",
+    "read_examples": "melior.data.formats",
+    "reinforcement": "melior.trainers.reinforcement",
+    "rollouts": "melior.trainers.reinforcement",
+    "split": "melior.data.splits",
+    "supervised": "melior.trainers.supervised",
+}
 
 __all__ = [
     "Demonstration",
     "FitConfig",
+    "Gate",
+    "GraderPool",
     "HeldoutLoss",
     "LanguagePolicy",
     "LoRA",
@@ -20,9 +56,20 @@ __all__ = [
     "Sampling",
     "Score",
     "Task",
+    "compare",
+    "decide",
+    "evaluate",
     "examples",
     "fit",
+    "read_examples",
     "reinforcement",
     "rollouts",
+    "split",
     "supervised",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'melior' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
