@@ -1,0 +1,1 @@
+"""a policy scores and samples decisions"""
