@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]  # outputs done, outputs in all
 class Samples(Protocol):
     """What is evaluated: anything that samples as a policy does."""
 
-    def sample(self, inputs: Sequence[Any], settings: Sampling) -> list[Record]: ...
+    def sample(self, inputs: Sequence[Any], settings: Sequence[Sampling]) -> list[Record]: ...
 
 
 class Grades(Protocol):
@@ -132,11 +132,11 @@ def evaluate(
     outputs: list[list[_Output]] = [[] for _ in settings]
     for start in range(0, len(tasks), batch):
         part, names = tasks[start : start + batch], keys[start : start + batch]
-        for each, collected in zip(settings, outputs, strict=True):
-            collected += _graded(policy, part, names, graders, each)
-            done += len(part) * each.n
-            if progress:
-                progress(done, total)
+        for each, collected in zip(_graded(policy, part, names, graders, settings), outputs, strict=True):
+            collected += each
+        done += len(part) * sum(each.n for each in settings)
+        if progress:
+            progress(done, total)
     sampled, best = outputs[0], outputs[1] if greedy else []
     clusters = {key: task.group for key, task in zip(keys, tasks, strict=True) if task.group}
     summary = _summary(sampling, sampled, best, keys, clusters)
@@ -193,22 +193,26 @@ def _greedy(sampling: Sampling) -> Sampling:
 
 
 def _graded(
-    policy: Samples, tasks: Sequence[Task], keys: Sequence[str], graders: Grades, settings: Sampling
-) -> list[_Output]:
-    records = policy.sample([task.inputs for task in tasks], settings)
-    if len(records) != len(tasks) * settings.n:
-        raise DataError(
-            f"the policy gave {len(records)} records for {len(tasks)} inputs × {settings.n} samples; it must give all"
-        )
-    owners = [index for index in range(len(tasks)) for _ in range(settings.n)]
+    policy: Samples, tasks: Sequence[Task], keys: Sequence[str], graders: Grades, settings: Sequence[Sampling]
+) -> list[list[_Output]]:
+    """Outputs of the tasks under each setting. All settings of an input are asked for side by side, so that a policy
+    need read it only once."""
+    asked = [(index, each) for index in range(len(tasks)) for each in range(len(settings))]
+    records = policy.sample([tasks[index].inputs for index, _ in asked], [settings[each] for _, each in asked])
+    owners = [(index, each) for index, each in asked for _ in range(settings[each].n)]
+    if len(records) != len(owners):
+        raise DataError(f"the policy gave {len(records)} records where {len(owners)} were asked for; it must give all")
     records = [
-        replace(record, item=tasks[owner].item, group=keys[owner])
-        for owner, record in zip(owners, records, strict=True)
+        replace(record, item=tasks[index].item, group=keys[index])
+        for (index, _), record in zip(owners, records, strict=True)
     ]
     scores = graders.grade(records)
     if len(scores) != len(records):
         raise GraderError(f"the grader gave {len(scores)} scores for {len(records)} records; it must give one each")
-    return [_Output(keys[o], record, score) for o, record, score in zip(owners, records, scores, strict=True)]
+    outputs: list[list[_Output]] = [[] for _ in settings]
+    for (index, each), record, score in zip(owners, records, scores, strict=True):
+        outputs[each].append(_Output(keys[index], record, score))
+    return outputs
 
 
 def _summary(

@@ -126,8 +126,8 @@ class Policy(Trainable, Protocol):
         """Log-probs of the batch's decisions, deterministic whatever the mode of the model."""
         ...
 
-    def sample(self, inputs: Sequence[Any], settings: Sampling) -> list[Record]:
-        """`n` records per input, grouped by input, in order."""
+    def sample(self, inputs: Sequence[Any], settings: Sampling | Sequence[Sampling], *, step: int = 0) -> list[Record]:
+        """`n` records per input, grouped by input, in order; settings are one for all, or one per input."""
         ...
 
 

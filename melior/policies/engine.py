@@ -93,7 +93,7 @@ class Engine:
         """Admits what fits and decides one token for every row; False when nothing is left to do."""
         self._admit()
         if not self.rows:
-            return False
+            return bool(self.waiting)  # everything admitted may have ended at its first token
         states = self.decoder.advance([row.decisions[-1] for row in self.rows])
         self._decide(self.rows, states)
         self._release()
@@ -105,12 +105,16 @@ class Engine:
         return finished
 
     def cancel(self, request: int) -> None:
-        """Ends a request; what it has decided so far is collected with finish "cancelled"."""
+        """Ends a request; what it has decided so far, if anything, is collected with finish "cancelled"."""
+        never_begun = [waiting for waiting in self.waiting if waiting.id == request]
         self.waiting = deque(waiting for waiting in self.waiting if waiting.id != request)
         for row in self.rows:
             if row.request.id == request:
                 row.finish = "cancelled"
         self._release()
+        for waiting in never_begun:
+            for number in range(waiting.settings.n):
+                self._hand_over(_row(waiting, number), "cancelled")
 
     def run(self) -> None:
         """Steps until every request has finished."""
@@ -126,12 +130,14 @@ class Engine:
         prompt_tokens = 0
         while self.waiting:
             request = self.waiting[0]
-            fits = rows + request.settings.n <= self.max_rows and prompt_tokens + len(request.context) <= PREFILL_TOKENS
+            again = bool(entering) and entering[-1].context == request.context  # computed once
+            cost = 0 if again else len(request.context)
+            fits = rows + request.settings.n <= self.max_rows and prompt_tokens + cost <= PREFILL_TOKENS
             if not fits and (entering or self.rows):
                 break
             entering.append(self.waiting.popleft())
             rows += request.settings.n
-            prompt_tokens += len(request.context)
+            prompt_tokens += cost
         if not entering:
             return
         states = self.decoder.admit([(request.context, request.settings.n) for request in entering])
@@ -167,10 +173,13 @@ class Engine:
             return
         for row in self.rows:
             if row.finish is not None:
-                self.done.append(self._sample(row, row.finish))
-                self.on_finish(self.done[-1])
+                self._hand_over(row, row.finish)
         self.rows = [self.rows[index] for index in staying]
         self.decoder.keep(staying)
+
+    def _hand_over(self, row: _Row, finish: Finish) -> None:
+        self.done.append(self._sample(row, finish))
+        self.on_finish(self.done[-1])
 
     def _sample(self, row: _Row, finish: Finish) -> Sample:
         text = self.renderer.text(row.decisions)
@@ -203,8 +212,8 @@ def choose(
 
     Greedy rows get the most probable token and its log-prob at temperature 1.
     """
-    temperatures = torch.tensor([s.temperature if s.temperature > 0 else 1.0 for s in settings], device=logits.device)
-    log_probs = torch.log_softmax(logits / temperatures[:, None].to(logits.dtype), dim=-1)
+    temperatures = [s.temperature if s.temperature > 0 else 1.0 for s in settings]
+    log_probs = torch.log_softmax(logits / logits.new_tensor(temperatures)[:, None], dim=-1)
     if any(s.temperature > 0 and s.truncated for s in settings):
         log_probs = torch.log_softmax(truncate(log_probs, settings), dim=-1)
     tokens = invert(log_probs.exp(), uniforms.to(logits.device))

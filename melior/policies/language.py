@@ -164,7 +164,8 @@ class LanguagePolicy:
         names = {name: number for number, name in enumerate(dict.fromkeys(map(_group_name, examples, range(len(examples)))))}
         groups = [names[_group_name(examples[index], index)] for index in source]
         return Batch(
-            inputs=[turn.context for turn in turns],
+            # Nothing is decided behind a context that fills the model, so one token of it stands for the row.
+            inputs=[turn.context if space else turn.context[:1] for turn, space in zip(turns, room, strict=True)],
             outputs=[(decided, _temperature(examples[index])) for decided, index in zip(decisions, source, strict=True)],
             mask=mask,
             weights=mask * row_weights[:, None] if turns else torch.zeros(0, 0),
@@ -235,14 +236,11 @@ class LanguagePolicy:
         device = self.backbone.device
         entropy = Want.ENTROPY in want
         states, paths = self.backbone.states([self._sequence(batch, row) for row in range(len(batch))])
-        lengths = [len(decided) for decided, _ in batch.outputs]
-        reads = [
-            path[len(context) - 1 : len(context) - 1 + length]
-            for path, context, length in zip(paths, batch.inputs, lengths, strict=True)
-        ]
-        nodes = np.concatenate(reads) if reads else np.zeros(0, dtype=np.int64)
-        temperatures = np.repeat([temperature for _, temperature in batch.outputs], lengths)
-        targets = torch.tensor([token for decided, _ in batch.outputs for token in decided], device=device)
+        decided = batch.mask.nonzero()  # [J, 2] row and column of each decision
+        places = decided.tolist()
+        nodes = np.array([paths[row][len(batch.inputs[row]) - 1 + column] for row, column in places], dtype=np.int64)
+        temperatures = np.array([batch.outputs[row][1] for row, _ in places], dtype=np.float64)
+        targets = torch.tensor([batch.outputs[row][0][column] for row, column in places], dtype=torch.long, device=device)
         # One state serves every row that decides from the same node at the same temperature.
         keys = np.stack([nodes.astype(np.float64), temperatures])
         distinct, state_of = np.unique(keys, axis=1, return_inverse=True)
@@ -256,7 +254,7 @@ class LanguagePolicy:
             torch.from_numpy(1.0 / distinct[1]).to(device, self.backbone.head_dtype),
             entropy=entropy,
         )
-        place = batch.mask.nonzero()[torch.from_numpy(order)].to(device)  # [J, 2] where each decision belongs
+        place = decided[torch.from_numpy(order)].to(device)
         return Scored(
             log_probs=_scatter(batch.mask, place, chosen),
             entropy=_scatter(batch.mask, place, bits[torch.from_numpy(state_of[order])]) if bits is not None else None,
@@ -289,27 +287,32 @@ class LanguagePolicy:
 
     # ------------------------------------------------------------------ sampling
 
-    def sample(self, inputs: Sequence[Any], settings: Sampling | None = None, *, step: int = 0) -> list[Record]:
-        """`n` records per input, in order. A sample is a function of (seed, step, prompt, sample number) alone.
+    def sample(
+        self, inputs: Sequence[Any], settings: Sampling | Sequence[Sampling] | None = None, *, step: int = 0
+    ) -> list[Record]:
+        """`n` records per input, in order; settings are one for all, or one per input.
+
+        A sample is a function of (seed, step, prompt, sample number) alone; equal inputs in one call are computed
+        once and get different samples.
 
         Raises:
             DataError: if a prompt leaves no room for `max_tokens` in the model's context.
         """
-        settings = settings or Sampling()
+        each = [settings or Sampling()] * len(inputs) if not isinstance(settings, Sequence) else list(settings)
         engine = self.engine()
         contexts = [self.renderer.context(given) for given in inputs]
         if any(not context for context in contexts):
             raise DataError("An empty input has no token to decide from; give it text, or a tokenizer with a bos_token")
         seen: dict[tuple[int, ...], int] = {}
-        for index, context in enumerate(contexts):
-            if len(context) + settings.max_tokens > self.max_length:
+        for index, (context, wanted) in enumerate(zip(contexts, each, strict=True)):
+            if len(context) + wanted.max_tokens > self.max_length:
                 raise DataError(
-                    f"Prompt {index} has {len(context)} tokens; with max_tokens={settings.max_tokens} it exceeds the "
+                    f"Prompt {index} has {len(context)} tokens; with max_tokens={wanted.max_tokens} it exceeds the "
                     f"context of {self.max_length}; shorten it, or lower max_tokens"
                 )
             first = seen.get(context, 0)
-            seen[context] = first + settings.n  # equal prompts in one call get different samples
-            engine.submit(Request(id=index, context=context, settings=settings, step=step, first_sample=first))
+            seen[context] = first + wanted.n
+            engine.submit(Request(id=index, context=context, settings=wanted, step=step, first_sample=first))
         engine.run()
         samples = sorted(engine.collect(), key=lambda sample: (sample.request, sample.number))
         return [
@@ -320,7 +323,7 @@ class LanguagePolicy:
                 context=contexts[sample.request],
                 decisions=sample.decisions,
                 behavior_log_probs=sample.log_probs,
-                sampling=settings,
+                sampling=each[sample.request],
                 fingerprint=self.renderer.fingerprint,
                 finish=sample.finish,
             )

@@ -24,9 +24,13 @@ class TablePolicy:
     length: int = 3  # decisions of an output
     calls: list[int] = field(default_factory=list)  # inputs of each call
 
-    def sample(self, inputs: Sequence[Any], settings: Sampling) -> list[Record]:
-        self.calls.append(len(inputs))
-        return [self._answer(text, settings, index) for text in inputs for index in range(settings.n)]
+    def sample(self, inputs: Sequence[Any], settings: Sequence[Sampling]) -> list[Record]:
+        self.calls.append(len(set(inputs)))
+        return [
+            self._answer(text, each, index)
+            for text, each in zip(inputs, settings, strict=True)
+            for index in range(each.n)
+        ]
 
     def _answer(self, text: str, settings: Sampling, index: int) -> Record:
         chance = self.chances[text]
