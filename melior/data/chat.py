@@ -93,10 +93,11 @@ class Renderer:
 
     def turn(self, inputs: Any, output: Any) -> Turn:
         """The context of `inputs` and the decisions that write `output` behind it."""
-        content = output["content"] if isinstance(output, Mapping) else output
+        content = output.get("content") if isinstance(output, Mapping) else output
         if not isinstance(content, str):
             raise DataError(f"A language output must be text or an assistant message, got {type(output).__name__}")
         context = self.context(inputs)
+        joint: tuple[int, ...] = ()
         if self.chat:
             before = self._render(_messages(inputs), generation=True)
             message = dict(output) if isinstance(output, Mapping) else {"role": "assistant", "content": content}
@@ -106,12 +107,9 @@ class Renderer:
                 # What the template makes of the turn (trimmed text, tool calls), up to the stop token.
                 content = after[len(before) :].rpartition(stop)[0]
             joint = self._ids(before + content)
-        else:
-            joint = tuple(self.tokenizer(inputs + content)["input_ids"]) if isinstance(inputs, str) else ()
-        # Where text joins seamlessly its ids are those of the whole; else the output is tokenised on its own, behind
-        # the context exactly as the server sees it.
-        seamless = self.chat and joint[: len(context)] == context
-        ids = joint[len(context) :] if seamless else self._ids(content)
+        # Where a template joins seamlessly the ids are those of the whole; else the output is tokenised on its own,
+        # behind the context exactly as the server sees it.
+        ids = joint[len(context) :] if self.chat and joint[: len(context)] == context else self._ids(content)
         return Turn(context, (*ids, self.stop_id))
 
     def turns(self, example: Demonstration) -> list[Turn]:

@@ -91,17 +91,24 @@ def load_backbone(
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=getattr(torch, dtype), attn_implementation=_native_attention(config), trust_remote_code=trust_remote_code
+            name,
+            dtype=getattr(torch, dtype),
+            attn_implementation=_wanted_attention(config),
+            trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"Cannot load a causal language model from {name}: {_first_line(error)}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{name} has no usable tokenizer; copy tokenizer.json and tokenizer_config.json into it") from error
+        raise ModelError(
+            f"{name} has no usable tokenizer; copy tokenizer.json and tokenizer_config.json into it"
+        ) from error
     if not len(tokenizer) or len(tokenizer) > model.get_input_embeddings().num_embeddings:
         rows = model.get_input_embeddings().num_embeddings
-        raise ModelError(f"{name}: the tokenizer knows {len(tokenizer)} tokens, the model {rows}; they do not belong together")
+        raise ModelError(
+            f"{name}: the tokenizer knows {len(tokenizer)} tokens, the model {rows}; they do not belong together"
+        )
     return CausalBackbone(model.to(device)), tokenizer
 
 
@@ -110,6 +117,7 @@ class CausalBackbone:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.native: str = self.config._attn_implementation  # what padded rows attend with
         self.layout: Literal["forest", "padded"] = "padded"
         self.side: Literal["right", "left"] = "right"  # of the padding
         self.nodes = 0  # tokens computed since the start, and what padded rows would have cost
@@ -174,6 +182,8 @@ class CausalBackbone:
         """The whole model with the adapter folded in; the policy itself stays as it is."""
         if not self.adapted:
             return self.save(folder)
+        base = {name: tensor for name, tensor in self.inner.state_dict().items() if ".base_layer." in name}
+        kept = {name: tensor.clone() for name, tensor in base.items()}
         self.model.merge_adapter()
         try:
             state = {}
@@ -183,6 +193,8 @@ class CausalBackbone:
             self.inner.save_pretrained(str(folder), state_dict=state)
         finally:
             self.model.unmerge_adapter()
+            for name, tensor in base.items():
+                tensor.copy_(kept[name])  # subtracting what was added does not give the same bits
 
     # ------------------------------------------------------------------ deterministic forward passes
 
@@ -225,8 +237,10 @@ class CausalBackbone:
             real[row, start : start + len(sequence)] = 1
             paths.append(row * width + np.arange(start, start + len(sequence)))
         self.nodes += tokens.numel()
+        if self.side == "right":
+            real.fill_(1)  # causal attention never looks right, and padding that sees nothing would compute NaN
         positions = (real.cumsum(1) - 1).clamp(min=0)
-        with self._attention(_native_attention(self.config)):
+        with self._attention(self.native):
             hidden = self.inner.get_decoder()(
                 input_ids=tokens.to(self.device),
                 attention_mask=real.to(self.device),
@@ -253,7 +267,9 @@ class CausalBackbone:
             self.layout = "padded"
             gap = _largest_gap(own, self._probe(sequences))
             if not gap <= tolerance:
-                raise ModelError(f"melior's head differs from the model's own logits by {gap:.2g} nats; it is not supported")
+                raise ModelError(
+                    f"melior's head differs from the model's own logits by {gap:.2g} nats; it is not supported"
+                )
             if wanted == "padded":
                 return
             reason = self._forest_misfit(sequences, own, tolerance)
@@ -268,7 +284,6 @@ class CausalBackbone:
 
     def _forest_misfit(self, sequences: list[list[int]], own: list[Tensor], tolerance: float) -> str:
         """Why the forest layout does not fit, or an empty string."""
-        native = self.config._attn_implementation
         try:
             self.inner.set_attn_implementation(ATTENTION)
             self.layout = "forest"
@@ -278,7 +293,7 @@ class CausalBackbone:
             return _first_line(error)
         finally:
             self.layout = "padded"
-            self.inner.set_attn_implementation(native)
+            self.inner.set_attn_implementation(self.native)
 
     def _own_log_probs(self, sequences: list[list[int]]) -> list[Tensor]:
         rows = []
@@ -290,7 +305,9 @@ class CausalBackbone:
     def _probe(self, sequences: list[list[int]]) -> list[Tensor]:
         states, paths = self.states(sequences)
         self.nodes = self.padded_tokens = 0
-        return [torch.log_softmax(self.head.logits(states[torch.from_numpy(path).to(self.device)]), -1) for path in paths]
+        return [
+            torch.log_softmax(self.head.logits(states[torch.from_numpy(path).to(self.device)]), -1) for path in paths
+        ]
 
     @contextmanager
     def _attention(self, name: str) -> Iterator[None]:
@@ -306,7 +323,9 @@ class CausalBackbone:
     @contextmanager
     def _small_windows(self) -> Iterator[None]:
         """Sliding windows cut to 6 tokens for the probe, which would else have to be longer than the real ones."""
-        holders = [m for m in (self.config, *self.inner.modules()) if isinstance(getattr(m, "sliding_window", None), int)]
+        holders = [
+            m for m in (self.config, *self.inner.modules()) if isinstance(getattr(m, "sliding_window", None), int)
+        ]
         before = [holder.sliding_window for holder in holders]
         for holder in holders:
             holder.sliding_window = 6
@@ -334,10 +353,10 @@ def _largest_gap(first: list[Tensor], second: list[Tensor]) -> float:
     return max(gaps)
 
 
-def _native_attention(config: Any) -> str:
-    """SDPA, or eager attention where the model caps its attention logits, which SDPA silently does not."""
+def _wanted_attention(config: Any) -> str | None:
+    """Eager where the model caps its attention logits, which SDPA silently does not; else what transformers chooses."""
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-    return "eager" if capped else "sdpa"
+    return "eager" if capped else None
 
 
 def _first_line(error: BaseException) -> str:

@@ -34,10 +34,9 @@ class Head:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     @property
-    def frozen_and_linear(self) -> bool:
-        """Whether gradients flow to the hidden states alone, through a plain matrix product."""
-        trained = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
-        return not trained and self.softcap is None
+    def trained(self) -> bool:
+        """Whether any of its tensors takes gradients."""
+        return self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
 
 def decision_log_probs(
@@ -58,10 +57,15 @@ def decision_log_probs(
     bounds = torch.searchsorted(rows, torch.arange(0, len(hidden) + CHUNK, CHUNK, device=rows.device))
     for number, start in enumerate(range(0, len(hidden), CHUNK)):
         span = slice(int(bounds[number]), int(bounds[number + 1]))
-        part = (hidden[start : start + CHUNK], rows[span] - start, targets[span], inverse_temperature[start : start + CHUNK])
-        if not (torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)):
+        part = (
+            hidden[start : start + CHUNK],
+            rows[span] - start,
+            targets[span],
+            inverse_temperature[start : start + CHUNK],
+        )
+        if not (torch.is_grad_enabled() and (hidden.requires_grad or head.trained)):
             log_probs, bits = _chunk(head, *part, entropy)
-        elif head.frozen_and_linear:
+        elif not head.trained and head.softcap is None:
             log_probs, bits = _FrozenHead.apply(head, *part, entropy)
         else:
             log_probs, bits = checkpoint(_chunk, head, *part, entropy, use_reentrant=False)
