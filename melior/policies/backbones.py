@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 LayoutName = Literal["auto", "forest", "padded"]
 ATTENTION = "melior_forest"
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.1}  # nats
 
 
@@ -85,19 +87,25 @@ def load_backbone(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+    if dtype not in DTYPES:
         raise ConfigError(f'dtype must be "auto", "float32", "bfloat16", "float16" or "float64", got "{dtype}"')
     name = str(folder)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             name,
-            dtype=getattr(torch, dtype),
+            dtype=DTYPES[dtype],
             attn_implementation=_wanted_attention(config),
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"Cannot load a causal language model from {name}: {_first_line(error)}") from error
+    if report["missing_keys"]:
+        lacking = sorted(report["missing_keys"])
+        raise ModelError(
+            f"The weights of {name} lack {len(lacking)} tensors, first {lacking[0]}; fetch or save them anew"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:

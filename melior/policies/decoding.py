@@ -49,7 +49,8 @@ class CachedDecoder:
             self.own = [tuple(torch.nn.functional.pad(t, (0, 0, 0, GROWTH)) for t in pair) for pair in self.own]  # type: ignore[misc]
         self.own_lengths[group, sample] += 1
         positions = self.prompt_lengths[group] + lengths
-        return self.backbone.body(torch.tensor(tokens, device=device), positions.to(device), _Decode(self, lengths, positions))
+        entering = torch.tensor(tokens, device=device)
+        return self.backbone.body(entering, positions.to(device), _Decode(self, lengths))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forgets all other rows; their places are reused when the cache is packed."""
@@ -130,7 +131,7 @@ class _Prefill:
 class _Decode:
     """One decoding step: every row attends to its group's prompt and to what it decided itself."""
 
-    def __init__(self, decoder: CachedDecoder, lengths: Tensor, positions: Tensor) -> None:
+    def __init__(self, decoder: CachedDecoder, lengths: Tensor) -> None:
         self.decoder = decoder
         device = decoder.backbone.device
         self.group, self.sample = decoder.place.to(device).unbind(1)

