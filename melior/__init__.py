@@ -17,32 +17,33 @@ if TYPE_CHECKING:
     from melior.policies.language import LanguagePolicy
     from melior.rewards.workers import GraderPool
     from melior.trainers.loop import FitConfig, Run, fit
-    from melior.trainers.reinforcement import reinforcement, rollouts
-    from melior.trainers.supervised import HeldoutLoss, examples, supervised
+    from melior.trainers.reinforcement import Rollouts, reinforcement
+    from melior.trainers.supervised import Examples, HeldoutLoss, supervised
 
 # Imported on first use: a grader's worker process starts with `import melior` and must not pay for torch.
 _HOMES = {
+    "Examples": "melior.trainers.supervised",
     "FitConfig": "melior.trainers.loop",
     "Gate": "melior.evaluation.gates",
     "GraderPool": "melior.rewards.workers",
     "HeldoutLoss": "melior.trainers.supervised",
     "LanguagePolicy": "melior.policies.language",
     "LoRA": "melior.policies.adapters",
+    "Rollouts": "melior.trainers.reinforcement",
     "Run": "melior.trainers.loop",
     "compare": "melior.evaluation.compare",
     "decide": "melior.evaluation.gates",
     "evaluate": "melior.evaluation.evaluate",
-    "examples": "melior.trainers.supervised",
     "fit": "melior.trainers.loop",
     "read_examples": "melior.data.formats",
     "reinforcement": "melior.trainers.reinforcement",
-    "rollouts": "melior.trainers.reinforcement",
     "split": "melior.data.splits",
     "supervised": "melior.trainers.supervised",
 }
 
 __all__ = [
     "Demonstration",
+    "Examples",
     "FitConfig",
     "Gate",
     "GraderPool",
@@ -52,6 +53,7 @@ __all__ = [
     "Preference",
     "Rated",
     "Record",
+    "Rollouts",
     "Run",
     "Sampling",
     "Score",
@@ -59,11 +61,9 @@ __all__ = [
     "compare",
     "decide",
     "evaluate",
-    "examples",
     "fit",
     "read_examples",
     "reinforcement",
-    "rollouts",
     "split",
     "supervised",
 ]

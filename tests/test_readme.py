@@ -15,6 +15,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 PUBLIC = {
     "Demonstration",
+    "Examples",
     "FitConfig",
     "Gate",
     "GraderPool",
@@ -24,6 +25,7 @@ PUBLIC = {
     "Preference",
     "Rated",
     "Record",
+    "Rollouts",
     "Run",
     "Sampling",
     "Score",
@@ -31,11 +33,9 @@ PUBLIC = {
     "compare",
     "decide",
     "evaluate",
-    "examples",
     "fit",
     "read_examples",
     "reinforcement",
-    "rollouts",
     "split",
     "supervised",
 }

@@ -39,24 +39,24 @@ class FitConfig:
     """How `fit` steps. Rates: LoRA learns at 1e-4 … 1e-3, a whole model at 1e-5 … 5e-5."""
 
     folder: Path | None = None  # of the run: checkpoints, metrics, configuration; None keeps nothing
-    steps: int | None = Field(None, ge=1)  # None: as many as there are
-    learning_rate: float = Field(2e-4, gt=0)
+    steps: int | None = Field(default=None, ge=1)  # None: as many as there are
+    learning_rate: float = Field(default=2e-4, gt=0)
     schedule: Schedule = "cosine"
-    warmup: int = Field(0, ge=0)  # steps
-    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(default=0, ge=0)  # steps
+    weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     rates: dict[str, float] = Field(default_factory=dict)  # pattern in parameter names → factor; 0 freezes
-    micro_batch: int | None = Field(None, ge=1)  # tokens of one forward pass after sharing; None: the policy's choice
-    minibatches: int = Field(1, ge=1)  # updates per step, each on a share of its groups
-    checkpoint_every: int = Field(25, ge=1)  # steps
-    keep_checkpoints: int = Field(2, ge=1)
-    evaluate_every: int | None = Field(None, ge=1)  # steps; also after the last one
+    micro_batch: int | None = Field(default=None, ge=1)  # tokens of one forward pass after sharing; None: the policy's choice
+    minibatches: int = Field(default=1, ge=1)  # updates per step, each on a share of its groups
+    checkpoint_every: int = Field(default=25, ge=1)  # steps
+    keep_checkpoints: int = Field(default=2, ge=1)
+    evaluate_every: int | None = Field(default=None, ge=1)  # steps; also after the last one
     best_metric: str | None = None  # of the evaluation; its best checkpoint is kept and restored at the end
     best_is: Literal["max", "min"] = "max"
-    patience: int | None = Field(None, ge=1)  # evaluations without improvement before stopping
-    max_skipped: int = Field(3, ge=1)  # non-finite steps in a row before the run stops
+    patience: int | None = Field(default=None, ge=1)  # evaluations without improvement before stopping
+    max_skipped: int = Field(default=3, ge=1)  # non-finite steps in a row before the run stops
 
 
 @dataclass
@@ -86,6 +86,8 @@ def fit(
     on_step: Callable[[int, int, Metrics], None] = lambda index, total, metrics: None,
 ) -> Run:
     """Trains, and returns what happened; with a folder it goes on where the last call with the same settings stopped.
+
+    `on_step` sees the steps done, how many there are, and the step's metrics before they are kept: it may add its own.
 
     Raises:
         TrainingError: if there is nothing to learn from, or, as NonFiniteError, if too many steps in a row fail.
@@ -155,9 +157,9 @@ class _Loop:
         self.result.steps = index + 1
         if self._due(index):
             self._evaluate(metrics)
+        self.on_step(index + 1, self.total, metrics)
         self.result.metrics.append(metrics)
         self._log(metrics, step)
-        self.on_step(index + 1, self.total, metrics)
 
     def _update(self, batch: Batch, factor: float) -> Metrics:
         """One optimizer update; the gradient does not depend on how the batch is cut."""

@@ -207,11 +207,6 @@ def reinforcement(**settings: Any) -> Reinforcement:
     return Reinforcement(**settings)
 
 
-def rollouts(policy: Any, tasks: Sequence[Task], grader: Grades, sampling: Sampling, **settings: Any) -> Rollouts:
-    """Steps of fresh, graded outputs; settings are those of `Rollouts`."""
-    return Rollouts(policy, tasks, grader, sampling, **settings)
-
-
 def _informative(rollouts: Sequence[Rollout]) -> list[Rollout]:
     names = {group: index for index, group in enumerate(dict.fromkeys(r.record.group for r in rollouts))}
     groups = torch.tensor([names[rollout.record.group] for rollout in rollouts])

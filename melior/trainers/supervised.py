@@ -17,15 +17,11 @@ from melior.trainers.steps import Step, Term
 from melior.types import Demonstration
 
 
-def examples(
-    policy: Any, rows: Sequence[Demonstration], *, batch_size: int = 16, epochs: int = 1, seed: int = 0
-) -> Examples:
-    """Steps over demonstrations: `batch_size` rows each, every row once per epoch, in a new order each epoch."""
-    return Examples(policy, rows, batch_size=batch_size, epochs=epochs, seed=seed)
-
-
 class Examples:
-    """Demonstrations, encoded once. `dropped` counts rows whose every decision lies beyond the context."""
+    """Steps over demonstrations: `batch_size` rows each, every row once per epoch, in a new order each epoch.
+
+    Rows are encoded once; `dropped` counts those whose every decision lies beyond the context.
+    """
 
     def __init__(
         self, policy: Any, rows: Sequence[Demonstration], *, batch_size: int = 16, epochs: int = 1, seed: int = 0
