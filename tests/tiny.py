@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.overrides import TorchFunctionMode
 from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
@@ -135,3 +137,17 @@ def tiny_folder(
     model.save_pretrained(str(folder))
     tiny_tokenizer(template, adds_bos=adds_bos).save_pretrained(str(folder))
     return folder
+
+
+class AllDouble(TorchFunctionMode):
+    """Inside, fp64 stays fp64: transformers casts norms and eager softmaxes to fp32, which hides errors below 1e-7."""
+
+    def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        doubled = bool(args) and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64
+        if doubled and function in (torch.Tensor.to, torch.Tensor.float):
+            if function is torch.Tensor.float or args[1:] == (torch.float32,):
+                return args[0]
+        if doubled and kwargs.get("dtype") == torch.float32:
+            kwargs["dtype"] = torch.float64
+        return function(*args, **kwargs)

@@ -169,12 +169,18 @@ def test_gradient_checkpointing_recomputes_every_layer_and_changes_no_gradient(l
     gradients, passes = [], []
     for checkpointed in (False, True):
         policy = LanguagePolicy.load(
-            folder_of("qwen3"), dtype="float64", device="cpu", layout=layout, gradient_checkpointing=checkpointed  # type: ignore[arg-type]
+            folder_of("qwen3"),
+            dtype="float64",
+            device="cpu",
+            layout=layout,
+            gradient_checkpointing=checkpointed,  # type: ignore[arg-type]
         )
         count = [0]
         for layer in policy.backbone.inner.get_decoder().layers:
             layer.self_attn.register_forward_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
-        log_probs = policy.score(policy.encode([Demonstration("the hat", "a cat"), Demonstration("the man", "42")])).log_probs
+        log_probs = policy.score(
+            policy.encode([Demonstration("the hat", "a cat"), Demonstration("the man", "42")])
+        ).log_probs
         log_probs.sum().backward()
         passes.append(count[0])
         gradients.append([parameter.grad for _, parameter in policy.backbone.trainable()])
