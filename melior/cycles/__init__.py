@@ -1,0 +1,1 @@
+"""the closed loop: data, training, evaluation, gate, promotion"""

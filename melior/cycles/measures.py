@@ -1,0 +1,147 @@
+"""held-out rows: a grader's reward, or the likelihood of demonstrations"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from melior.cycles.recipe import GraderSpec, Grading, Recipe
+from melior.cycles.rows import Rows
+from melior.data.formats import fingerprint
+from melior.durable import write_file
+from melior.errors import DataError
+from melior.evaluation.evaluate import GREEDY, REWARD, Evaluation, Progress, evaluate
+from melior.rewards.graders import load_grader
+from melior.rewards.workers import GraderPool
+from melior.statistics import bootstrap_mean
+from melior.trainers.supervised import HeldoutLoss
+from melior.types import Demonstration, Sampling
+
+LIKELIHOOD = "log-prob per decision"  # the grader's name where demonstrations are their own judge
+
+
+class Measures:
+    """Everything that grades in one run. Close it, or use it in a `with` statement: graders are processes."""
+
+    def __init__(self, recipe: Recipe, rows: Rows) -> None:
+        """Raises GraderError if a grader cannot be loaded."""
+        self.recipe, self.rows = recipe, rows
+        self._stack = ExitStack()
+        pools: dict[str, GraderPool] = {}
+        self.reward = self._pool(recipe.reward_grader if recipe.method == "rft" else None, pools)
+        self.heldout = self._pool(recipe.evaluation_grader, pools)
+
+    def _pool(self, spec: GraderSpec | None, pools: dict[str, GraderPool]) -> GraderPool | None:
+        if spec is None:
+            return None
+        key = json.dumps(spec, sort_keys=True)
+        if key not in pools:
+            pools[key] = self._stack.enter_context(open_pool(spec, self.recipe.grading))
+        return pools[key]
+
+    def __enter__(self) -> Measures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def evaluation(self, policy: Any, progress: Progress | None = None) -> Evaluation:
+        """The policy on every held-out row."""
+        if self.heldout is None:
+            return likelihood(policy, self.rows.heldout)
+        grader = self.heldout.grader.name
+        return evaluate(policy, self.rows.tasks, self.heldout, self.recipe.evaluation, progress=progress, grader=grader)
+
+    def __call__(self, trainable: Any) -> Mapping[str, float]:
+        """The same in a few numbers, for `fit` while it trains."""
+        found: dict[str, float] = {}
+        if self.recipe.method == "sft":
+            found |= HeldoutLoss(trainable, self.rows.heldout)(trainable)
+        if self.heldout is not None:
+            measured = self.evaluation(trainable)
+            found["heldout_reward"] = measured.reward.estimate
+            found["heldout_greedy"] = measured.greedy.estimate if measured.greedy else math.nan
+        return found
+
+
+def open_pool(spec: GraderSpec, grading: Grading | None = None) -> GraderPool:
+    """A grader in processes of its own."""
+    grading = grading or Grading()
+    return GraderPool(load_grader(spec), processes=grading.processes, timeout_s=grading.timeout_s)
+
+
+@torch.no_grad()
+def likelihood(policy: Any, rows: Sequence[Demonstration]) -> Evaluation:
+    """Mean log-prob per decision of each held-out demonstration, as its reward: what SFT improves without a grader.
+
+    Raises:
+        DataError: if no row has a decision within the context.
+    """
+    started = time.monotonic()
+    scored = dict(zip(map(_row_key, rows), policy.log_probs(rows), strict=True))
+    values = {key: (float(row.double().mean()),) for key, row in scored.items() if len(row)}
+    if not values:
+        raise DataError(f"None of {len(rows)} held-out rows has a decision within the context; shorten them")
+    clusters = {_row_key(row): row.group for row in rows if row.group}
+    return Evaluation(
+        sampling=Sampling(),
+        grader=LIKELIHOOD,
+        items=tuple(scored),
+        fingerprint=fingerprint(rows),
+        values={REWARD: values},
+        bounds={},
+        clusters=clusters,
+        reward=bootstrap_mean(values, clusters=clusters),
+        missing=tuple(key for key in scored if key not in values),
+        graded=len(values),
+        tokens=sum(len(row) for row in scored.values()),
+        seconds=time.monotonic() - started,
+    )
+
+
+def kept(path: Path, measure: Callable[[], Evaluation]) -> Evaluation:
+    """The evaluation in a file, measured and written first if there is none."""
+    if not path.is_file():
+        write_file(path, json.dumps(measure().to_json(), indent=1, ensure_ascii=False))
+    return read_evaluation(path)
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """The evaluation in a file.
+
+    Raises:
+        DataError: if it is not one.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not an evaluation written by melior ({error}); evaluate again") from error
+    if not isinstance(fields, dict):
+        raise DataError(f"{path} is not an evaluation written by melior; evaluate again")
+    return Evaluation.from_json(fields)
+
+
+def headline(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation in the few numbers that people ask for."""
+    return {
+        "reward": evaluation.reward.to_json(),
+        GREEDY: evaluation.greedy.to_json() if evaluation.greedy else None,
+        "grader": evaluation.grader,
+        "items": len(evaluation.items),
+        "missing": len(evaluation.missing),
+        "pass_at": {str(k): share for k, share in evaluation.pass_at.items()},
+        "tokens": evaluation.tokens,
+        "seconds": evaluation.seconds,
+    }
+
+
+def _row_key(row: Demonstration) -> str:
+    return row.id or hashlib.sha256(fingerprint([row]).encode()).hexdigest()[:16]

@@ -1,0 +1,61 @@
+"""what a person calls a model: a folder, a name that was pulled, a hub id, or a version in the registry"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from melior.errors import ModelError
+from melior.policies.weights import KNOWN
+from melior.registry import Registry
+from melior.store import Store
+from melior.store.rows import Version
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a model's files are, and which version they are, if any."""
+
+    path: str  # for LanguagePolicy.load
+    version: Version | None = None
+
+    @property
+    def base_model(self) -> str:
+        """What the registry calls the model at the root of its line."""
+        return self.path if self.version is None else self.version.base_model
+
+
+def find_model(reference: str, store: Store) -> Found:
+    """The model a reference means.
+
+    A folder that is there wins; then a name that `melior pull` knows or a hub id; then `name@alias`, `ver_…` or a name
+    in the registry. A version's files are hashed before they are used.
+
+    Raises:
+        ModelError: if nothing is called so.
+        StoreError: if the registry has no such version, or its files have changed.
+    """
+    registry = Registry(store)
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        place = folder.resolve()
+        return Found(str(place), next((v for v in reversed(registry.list()) if v.folder == str(place)), None))
+    if "@" not in reference and not reference.startswith("ver_"):
+        if reference in KNOWN:
+            return Found(reference)
+        if not any(version.name == reference for version in registry.list()):
+            return _elsewhere(reference, registry)
+    version = registry.verify(reference)
+    return Found(version.folder, version)
+
+
+def _elsewhere(reference: str, registry: Registry) -> Found:
+    """A hub id, if it can be one."""
+    if reference.count("/") == 1 and not reference.startswith((".", "~", "/")):
+        return Found(reference)
+    names = sorted({version.name for version in registry.list()})
+    known = f"; the registry has {', '.join(names[:5])}" if names else ""
+    raise ModelError(
+        f"There is no model {reference!r}: no such folder, and no version of that name{known}; give a folder, "
+        f"a hub id (owner/name), name@alias, ver_…, or one of: {', '.join(KNOWN)}"
+    )

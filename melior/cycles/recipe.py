@@ -1,0 +1,422 @@
+"""the YAML of `melior train`, and errors that name the nearest key
+
+    method: sft
+    model: {path: smollm2-135m-instruct, lora: {r: 16}}
+    data: {train: answers.jsonl, heldout: 0.1}
+    sft: {batch_size: 16, epochs: 2}
+    fit: {learning_rate: 1e-3, warmup: 2}
+
+Only what differs from the defaults need be written. Paths are relative to the recipe's own folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
+
+from melior.errors import ConfigError
+from melior.evaluation import gates
+from melior.policies import adapters
+from melior.trainers.loop import FitConfig
+from melior.trainers.reinforcement import Reinforcement
+from melior.types import Sampling
+
+STRICT = ConfigDict(extra="forbid")
+Layout = Literal["auto", "forest", "padded"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+GraderSpec = str | dict[str, Any]
+
+# Said once, elsewhere: these fields of a section's class are no keys of the recipe.
+WITHHELD = {
+    ("fit", "folder"): "the run's folder is given when training, as --folder",
+    ("fit", "evaluate_every"): "write evaluate.every",
+    ("sampling", "seed"): "write seed, beside method",
+    ("model", "lora", "seed"): "write seed, beside method",
+}
+
+
+@validated(frozen=True, config=STRICT)
+class _LoRA(adapters.LoRA):
+    """The adapter's settings, unknown keys refused; so are the next two."""
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class _Sampling(Sampling):
+    pass
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class _Gate(gates.Gate):
+    pass
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Model:
+    """What is trained."""
+
+    path: str  # a folder, a name that `melior pull` knows, a hub id, or a version: name@alias, ver_…
+    lora: _LoRA | Literal["auto"] | None = "auto"  # "auto": r=16, or the adapter there is; null trains every weight
+    layout: Layout = "auto"
+    dtype: Dtype = "auto"
+    template: Literal["auto", "chat", "plain"] = "auto"
+    max_length: int | None = Field(default=None, ge=1)  # tokens
+    gradient_checkpointing: bool = False
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Generated:
+    """Rows of a reasoning-gym data set, whose answers its own verifier knows."""
+
+    reasoning_gym: str
+    size: int = Field(ge=1)
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Data:
+    """What is learnt from, and what is only ever measured on."""
+
+    train: str | Generated
+    heldout: int | float | str = 0.1  # a number of rows, a share of the training file, or a file
+    seed: int = 0  # of the split
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Grading:
+    """The processes that graders run in."""
+
+    processes: int = Field(default=1, ge=1)
+    timeout_s: float = Field(default=10.0, gt=0)  # per output
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Sft:
+    """Learning by demonstration."""
+
+    batch_size: int = Field(default=16, ge=1)
+    epochs: int = Field(default=1, ge=1)
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Rft(Reinforcement):
+    """Learning from rewards."""
+
+    prompts: int = Field(default=16, ge=1)  # of a step; each is sampled sampling.n times
+    resample: int = Field(default=0, ge=0)  # further draws that replace groups whose rewards are all equal
+
+    @property
+    def objective(self) -> Reinforcement:
+        """The settings that are the objective's own."""
+        return Reinforcement(**{field.name: getattr(self, field.name) for field in fields(Reinforcement)})
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Evaluate:
+    """How held-out rows are measured, before and after training."""
+
+    items: int | None = Field(default=None, ge=1)  # the first so many held-out rows; null takes all
+    n: int = Field(default=2, ge=1)  # samples of each, beside a greedy one
+    temperature: float = Field(default=1.0, gt=0)  # the one it will be served with
+    seed: int = 0
+    every: int | None = Field(default=None, ge=1)  # steps; null measures before and after only
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Save:
+    """Where the trained policy goes."""
+
+    name: str | None = None  # of the model in the registry; null: the model's name and the method
+    folder: str | None = None  # null: "model" in the run's folder
+    alias: str = "prod"
+    promote: bool = True  # where the gate says so, and never otherwise
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Recipe:
+    """One run, whole."""
+
+    method: Literal["sft", "rft"]
+    model: Model
+    data: Data
+    grader: GraderSpec | None = None  # the reward of rft, and what evaluations are graded by
+    heldout_grader: GraderSpec | None = None  # evaluations' own, so that gaming the reward shows
+    grading: Grading = Field(default_factory=Grading)
+    sampling: _Sampling = Field(default_factory=_Sampling)
+    sft: Sft = Field(default_factory=Sft)
+    rft: Rft = Field(default_factory=Rft)
+    fit: FitConfig = Field(default_factory=FitConfig)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    gate: _Gate = Field(default_factory=_Gate)
+    save: Save = Field(default_factory=Save)
+    seed: int = 0  # of adapter, row order and sampling
+
+    def __post_init__(self) -> None:
+        if self.method == "rft" and self.grader is None and isinstance(self.data.train, str):
+            raise ConfigError("rft learns from a grader's rewards, and there is none; write grader:")
+        if self.method == "rft" and self.sampling.n < 2:
+            raise ConfigError(
+                f"rft compares outputs of one input, so sampling.n must be 2 or more, got {self.sampling.n}"
+            )
+        if self.method == "rft" and self.fit.steps is None:
+            raise ConfigError("rft never runs out of steps; say how many in fit.steps")
+        if isinstance(self.data.train, Generated) and not isinstance(self.data.heldout, int):
+            raise ConfigError(f"generated data holds out a number of rows, got data.heldout={self.data.heldout!r}")
+        if self.fit.best_metric and self.evaluate.every is None:
+            raise ConfigError(f"fit.best_metric={self.fit.best_metric!r} is never measured; write evaluate.every")
+
+    @property
+    def evaluation_grader(self) -> GraderSpec | None:
+        """What held-out outputs are graded by; None measures the likelihood of the demonstrations instead."""
+        if self.heldout_grader is not None:
+            return self.heldout_grader
+        return self.reward_grader
+
+    @property
+    def reward_grader(self) -> GraderSpec | None:
+        """The grader named, or a generated data set's own verifier."""
+        if self.grader is None and isinstance(self.data.train, Generated):
+            return {"type": "reasoning_gym", "dataset": self.data.train.reasoning_gym}
+        return self.grader
+
+    @property
+    def adapter(self) -> adapters.LoRA | None:
+        """The fresh adapter that is asked for in so many words, with this run's seed."""
+        lora = self.model.lora
+        return adapters.LoRA(**{**vars(lora), "seed": self.seed}) if isinstance(lora, adapters.LoRA) else None
+
+    @property
+    def rollouts(self) -> Sampling:
+        """How outputs are sampled to learn from."""
+        return Sampling(**{**vars(self.sampling), "seed": self.seed})
+
+    @property
+    def evaluation(self) -> Sampling:
+        """How outputs are sampled to be measured: as served, the same for every seed of training."""
+        measured = {"n": self.evaluate.n, "temperature": self.evaluate.temperature, "seed": self.evaluate.seed}
+        return Sampling(**{**vars(self.sampling), **measured})
+
+    @property
+    def digest(self) -> str:
+        """Eight characters that differ where recipes do."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting, as JSON; `recipe_of` reads it back."""
+        told: dict[str, Any] = TypeAdapter(Recipe).dump_python(self, mode="json")
+        for *path, key in WITHHELD:
+            section: Any = told
+            for part in path:
+                section = section.get(part) if isinstance(section, dict) else None
+            if isinstance(section, dict):
+                section.pop(key, None)
+        return told
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as a file that `load_recipe` reads back."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The recipe in a YAML file, its paths made absolute.
+
+    Raises:
+        ConfigError: if the file cannot be read, or a key or value is wrong; says where.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}") from error
+    lines = dict(_lines(node, (), path)) if node else {}
+    return recipe_of(raw, folder=path.parent, told=str(path), lines=lines)
+
+
+def recipe_of(
+    raw: Any,
+    *,
+    folder: Path | None = None,
+    told: str = "the recipe",
+    lines: Mapping[tuple[Any, ...], int] | None = None,
+) -> Recipe:
+    """The recipe a mapping describes; paths are relative to `folder`.
+
+    Raises:
+        ConfigError: naming the first wrong key, where it stands, and the nearest valid one.
+    """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{told} must hold sections such as method, model and data, found {type(raw).__name__}")
+    for place, remedy in WITHHELD.items():
+        if _at(raw, place):
+            raise ConfigError(f"{_where(told, place, lines)}: {'.'.join(place)} is no key here; {remedy}")
+    try:
+        return TypeAdapter(Recipe).validate_python(_absolute(raw, (folder or Path.cwd()).absolute()))
+    except ValidationError as error:
+        raise ConfigError(_told(error, raw, told, lines)) from error
+    except ConfigError as error:
+        raise ConfigError(f"{told}: {error}") from error
+
+
+def _absolute(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The same settings with paths that stand wherever they are read."""
+    made = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
+    data, model, save = (made.get(key) for key in ("data", "model", "save"))
+    for section, key in ((data, "train"), (data, "heldout"), (save, "folder")):
+        if isinstance(section, dict) and isinstance(section.get(key), str):
+            section[key] = str(folder / Path(section[key]).expanduser())
+    if isinstance(model, dict) and isinstance(model.get("path"), str):
+        place = folder / Path(model["path"]).expanduser()
+        if place.is_dir() or model["path"].startswith((".", "~")):
+            model["path"] = str(place)
+    for key in ("grader", "heldout_grader"):
+        if key in made:
+            made[key] = absolute_grader(made[key], folder)
+    return made
+
+
+def absolute_grader(spec: Any, folder: Path) -> Any:
+    """A grader's setting with the files of its functions made absolute."""
+    if isinstance(spec, str):
+        file, _, name = spec.rpartition(":")
+        return f"{folder / Path(file).expanduser()}:{name}" if file.endswith(".py") else spec
+    if isinstance(spec, Mapping):
+        inner = {key: absolute_grader(value, folder) for key, value in spec.items() if key in ("function", "grader")}
+        parts = spec.get("graders")
+        if isinstance(parts, Mapping):
+            inner["graders"] = {name: absolute_grader(part, folder) for name, part in parts.items()}
+        return {**spec, **inner}
+    return spec
+
+
+# ---------------------------------------------------------------------- telling what is wrong
+
+
+def _told(error: ValidationError, raw: Any, told: str, lines: Mapping[tuple[Any, ...], int] | None) -> str:
+    """The most telling of the errors, in one sentence."""
+    problems = error.errors(include_url=False)
+    unknown = [p for p in problems if p["type"] in ("unexpected_keyword_argument", "extra_forbidden")]
+    problem = (unknown or problems)[0]
+    place = _place(problem["loc"], raw)
+    where, dotted = _where(told, place, lines), ".".join(map(str, place))
+    if unknown:
+        return f"{where}: unknown key {dotted!r}{_nearest(place)}"
+    if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{where}: {dotted} is missing; it has no default"
+    told_so = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{where}: {dotted} is {problem['input']!r:.60}, but {told_so}"
+
+
+def _place(loc: tuple[Any, ...], raw: Any) -> tuple[Any, ...]:
+    """Pydantic's location without the names of union members: the keys that a reader finds in the file."""
+    place: list[Any] = []
+    known = {key for path, _ in _keys(Recipe, ()) for key in path}
+    for part in loc:
+        inside = (isinstance(raw, Mapping) and part in raw) or (isinstance(raw, list) and isinstance(part, int))
+        if inside:
+            raw = raw[part]
+            place.append(part)
+        elif part in known:
+            place.append(part)
+    return tuple(place)
+
+
+def _nearest(place: tuple[Any, ...]) -> str:
+    """The valid key most like an unknown one, in its own section first."""
+    keys = [path for path, _ in _keys(Recipe, ()) if path not in WITHHELD]
+    section, key = tuple(part for part in place[:-1] if not isinstance(part, int)), str(place[-1])
+    own = [path[-1] for path in keys if path[:-1] == section]
+    if near := difflib.get_close_matches(key, own, n=1, cutoff=0.75):
+        return f", did you mean {'.'.join((*section, near[0]))!r}?"
+    exact = [path for path in keys if path[-1] == key]
+    others = exact or [path for path in keys if difflib.get_close_matches(key, [path[-1]], n=1, cutoff=0.75)]
+    if others:
+        best = max(others, key=lambda path: difflib.SequenceMatcher(None, key, path[-1]).ratio())
+        return f", did you mean {'.'.join(best)!r}?"
+    if near := difflib.get_close_matches(key, own, n=1, cutoff=0.5):
+        return f", did you mean {'.'.join((*section, near[0]))!r}?"
+    return f"; the keys here are {', '.join(own)}" if own else ""
+
+
+def _keys(kind: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every valid key with its place, sections included."""
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        yield (*path, field.name), hints[field.name]
+        for member in _members(hints[field.name]):
+            if is_dataclass(member):
+                yield from _keys(member, (*path, field.name))
+
+
+def _members(hint: Any) -> Iterator[Any]:
+    if get_origin(hint) in (Union, type(int | str), tuple):
+        for inner in get_args(hint):
+            yield from _members(inner)
+    else:
+        yield hint
+
+
+def _at(raw: Any, place: tuple[str, ...]) -> bool:
+    for part in place:
+        if not isinstance(raw, Mapping) or part not in raw:
+            return False
+        raw = raw[part]
+    return True
+
+
+def _where(told: str, place: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int] | None) -> str:
+    found = (lines or {}).get(place)
+    return told if found is None else f"{told}:{found}"
+
+
+def _lines(node: Any, path: tuple[Any, ...], file: Path) -> Iterator[tuple[tuple[Any, ...], int]]:
+    """The line of every key; a key written twice is an error, since YAML would keep the last in silence."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise ConfigError(
+                    f"{file}:{line}: {key.value} was written in line {seen[key.value]} already; remove one"
+                )
+            seen[key.value] = line
+            yield (*path, key.value), line
+            yield from _lines(value, (*path, key.value), file)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _lines(value, (*path, index), file)
+
+
+def difference(first: Recipe, second: Recipe) -> str:
+    """The first setting in which two recipes differ, in words; empty where they agree."""
+    ours, theirs = dict(_flat(first.to_dict(), ())), dict(_flat(second.to_dict(), ()))
+    for key in dict.fromkeys((*ours, *theirs)):
+        if ours.get(key) != theirs.get(key):
+            return f"{key} is {ours.get(key)!r} there, {theirs.get(key)!r} here"
+    return ""
+
+
+def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, (*path, str(key)))
+    else:
+        yield ".".join(path), value
+
+
+__all__ = ["Recipe", "difference", "load_recipe", "recipe_of"]

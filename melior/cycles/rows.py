@@ -1,0 +1,112 @@
+"""the rows of a recipe: read, split, checked before anything is computed"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from melior.cycles.recipe import Generated, Recipe
+from melior.data.formats import Kind, fingerprint, read_examples
+from melior.data.reasoning import demonstrations_of, reasoning_split
+from melior.data.splits import check_disjoint, split
+from melior.errors import DataError
+from melior.types import Demonstration, Sampling, Task
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What trains and what measures; nothing is in both."""
+
+    train: list[Any]  # demonstrations for sft, tasks for rft
+    heldout: list[Any]
+    tasks: list[Task]  # the held-out rows as inputs to answer
+    source: str
+    kind: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Of both sides."""
+        return fingerprint([*self.train, {"heldout": len(self.heldout)}, *self.heldout])
+
+
+def load_rows(recipe: Recipe) -> Rows:
+    """The recipe's rows.
+
+    Raises:
+        DataError: if a file or row cannot be used, or a row stands on both sides.
+    """
+    kind: Kind = "demonstrations" if recipe.method == "sft" else "tasks"
+    data, items = recipe.data, recipe.evaluate.items
+    train: list[Any]
+    heldout: list[Any]
+    if isinstance(data.train, Generated):
+        source = data.train.reasoning_gym
+        train, heldout = reasoning_split(source, data.train.size, int(data.heldout), data.seed, **data.train.config)
+        tasks = heldout  # as rft has them, so that runs of both methods can be compared
+        if kind == "demonstrations":
+            train, heldout = demonstrations_of(train), demonstrations_of(heldout)
+    else:
+        source = data.train
+        train = read_examples(source, kind).rows
+        if isinstance(data.heldout, str):
+            heldout = read_examples(data.heldout, kind).rows
+        else:
+            train, heldout = split(train, data.heldout, data.seed)
+        tasks = [task_of(row) for row in heldout]
+    if not heldout:
+        raise DataError("0 rows are held out, so nobody could tell whether training helped; raise data.heldout")
+    check_disjoint(train, heldout)
+    return Rows(train, heldout[:items], tasks[:items], source, kind)
+
+
+def task_of(row: Demonstration | Task) -> Task:
+    """A demonstration's last turn as a task; its answer goes into the item, as "completion", for graders."""
+    if isinstance(row, Task):
+        return row
+    inputs, output = row.inputs, row.output
+    if output is None:
+        last = max(i for i, m in enumerate(inputs) if m["role"] == "assistant" and m.get("weight", 1) != 0)
+        inputs, output = [_plain(message) for message in inputs[:last]], inputs[last]["content"]
+    item = row.item if "completion" in row.item else {**row.item, "completion": output}
+    return Task(inputs, item, id=row.id, group=row.group)
+
+
+def check_room(policy: Any, tasks: Sequence[Task], sampling: Sampling) -> None:
+    """Nothing, if every task leaves room for an answer.
+
+    Raises:
+        DataError: naming the first that does not, before hours are spent on the others.
+    """
+    long = [
+        (task, length)
+        for task in tasks
+        if (length := len(policy.renderer.context(task.inputs))) + sampling.max_tokens > policy.max_length
+    ]
+    if long:
+        task, length = long[0]
+        raise DataError(
+            f"{len(long)} of {len(tasks)} prompts are too long, first {task.id or 'without id'}: {length} tokens and "
+            f"max_tokens={sampling.max_tokens} exceed the context of {policy.max_length}; shorten them, or lower it"
+        )
+
+
+def read_tasks(data: str, *, items: int | None, seed: int, config: Mapping[str, Any] | None = None) -> list[Task]:
+    """Tasks to evaluate on: a JSONL file of tasks or demonstrations, or `reasoning_gym:data_set`.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
+    if data.startswith("reasoning_gym:") and not Path(data).exists():
+        name = data.partition(":")[2]
+        return reasoning_split(name, 0, items or 200, seed, **(config or {}))[1]
+    found = read_examples(data)
+    if found.kind not in ("tasks", "demonstrations"):
+        raise DataError(f"{data} holds {found.kind}; evaluation needs tasks (prompt + other columns) or demonstrations")
+    rows = found.rows[:items]
+    return [task_of(row) for row in rows]
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key != "weight"}

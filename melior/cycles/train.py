@@ -1,0 +1,354 @@
+"""one run of a recipe, from rows to a version in the registry
+
+    load ── split ── measure ── fit ── measure ── save ── register ── gate ── promote
+
+Every step leaves its result in the run's folder before the next begins, so the same call goes on wherever the last one
+was stopped, to the same numbers:
+
+    recipe.yaml  run.json  metrics.jsonl  samples.jsonl  checkpoints/  best/
+    evaluation-before.json  evaluation.json  model/  result.json
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from melior.cycles.ledger import record_evaluation, record_gate
+from melior.cycles.measures import Measures, headline, kept, read_evaluation
+from melior.cycles.models import Found, find_model
+from melior.cycles.recipe import Recipe, difference, load_recipe
+from melior.cycles.rows import Rows, check_room, load_rows
+from melior.durable import write_file
+from melior.errors import CheckpointError, ConfigError, StoreError, TrainingError
+from melior.evaluation.compare import compare
+from melior.evaluation.evaluate import Evaluation
+from melior.evaluation.gates import Verdict, decide
+from melior.policies.adapters import LoRA, is_adapter
+from melior.policies.language import LanguagePolicy
+from melior.registry import Registry
+from melior.store import Store
+from melior.trainers.loop import Run, fit
+from melior.trainers.reinforcement import Rollouts
+from melior.trainers.supervised import Examples, supervised
+
+Report = Callable[[str, int, int, str], None]  # what is going on, how much is done, of how much, a note
+
+
+def quiet(what: str, done: int, total: int, note: str) -> None:
+    """Reports nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to."""
+
+    folder: Path
+    run_id: str
+    version_id: str
+    before: Evaluation
+    after: Evaluation
+    verdict: Verdict  # on the trained policy against the one it started from
+    gate_id: str
+    promoted: bool
+    note: str = ""  # why a policy that passed its gate was not promoted
+    steps: int = 0
+    skipped: int = 0  # updates whose loss or gradient was not finite
+    dropped: int = 0  # training rows without a decision inside the context
+    stopped: str = ""  # why training ended early
+    tokens: int = 0  # decisions learnt from (sft) or generated (rft) in training
+    seconds: float = 0.0  # of training; the evaluations carry their own
+    layout: str = ""
+    nodes: int = 0  # tokens computed in training passes, prefixes shared
+    padded_tokens: int = 0  # what padded rows would have computed
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and strings; the evaluations in brief."""
+        return {
+            **{name: value for name, value in vars(self).items() if name not in ("before", "after", "verdict")},
+            "folder": str(self.folder),
+            "before": headline(self.before),
+            "after": headline(self.after),
+            "gate": self.verdict.to_json(),
+        }
+
+    @classmethod
+    def read(cls, folder: Path) -> Outcome:
+        """The outcome of the finished run in a folder."""
+        fields = json.loads((folder / "result.json").read_text())
+        verdict = Verdict.from_json(fields.pop("gate"))
+        before, after = (read_evaluation(folder / name) for name in ("evaluation-before.json", "evaluation.json"))
+        return cls(**{**fields, "folder": folder, "before": before, "after": after, "verdict": verdict})
+
+
+def run_recipe(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    store: Store,
+    report: Report = quiet,
+    before: Evaluation | None = None,
+) -> Outcome:
+    """What the recipe came to; called again with the same recipe and folder it goes on where it stopped.
+
+    `before`: the starting policy's evaluation on the same rows, where it is known already.
+
+    Raises:
+        MeliorError: for whatever is wrong with settings, rows, model or grader, in one sentence.
+        KeyboardInterrupt: after Ctrl-C; training has written a checkpoint.
+    """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        _claim(folder, recipe)
+        if (folder / "result.json").is_file():
+            return Outcome.read(folder)
+        return _Cycle(recipe, folder, store, report).run(before)
+
+
+def resume(folder: Path, *, store: Store, report: Report = quiet) -> Outcome:
+    """The outcome of the run in a folder, gone on with.
+
+    Raises:
+        ConfigError: if there is no run.
+    """
+    return run_recipe(load_recipe(folder / "recipe.yaml"), folder, store=store, report=report)
+
+
+class _Cycle:
+    """The state of one run."""
+
+    def __init__(self, recipe: Recipe, folder: Path, store: Store, report: Report) -> None:
+        self.recipe, self.folder, self.store, self.report = recipe, folder, store, report
+        self.found = find_model(recipe.model.path, store)
+        self.name = _name(recipe, self.found)  # before hours are spent
+
+    def run(self, before: Evaluation | None) -> Outcome:
+        recipe = self.recipe
+        self.report("reading rows", 0, 1, "")
+        rows = load_rows(recipe)
+        with Measures(recipe, rows) as measures:
+            self.report("loading the model", 0, 1, "")
+            policy = load_trainable(recipe, self.found)
+            if measures.heldout is not None:
+                check_room(policy, rows.tasks, recipe.evaluation)
+            if recipe.method == "rft":
+                check_room(policy, rows.train, recipe.rollouts)
+            dataset = self.store.add_dataset(rows.fingerprint, kind=rows.kind, path=rows.source, rows=len(rows.train))
+            run_id = self._open_run(dataset.id)
+            try:
+                outcome = self._trained(policy, rows, measures, run_id, dataset.id, before)
+            except KeyboardInterrupt:
+                self.store.finish_run(run_id, status="cancelled")
+                raise
+            except BaseException as error:
+                self.store.finish_run(run_id, status="failed", error=str(error) or type(error).__name__)
+                raise
+        write_file(self.folder / "result.json", json.dumps(_stored(outcome), indent=1))
+        self.store.finish_run(run_id, metrics=outcome.to_json())
+        return outcome
+
+    def _trained(
+        self, policy: LanguagePolicy, rows: Rows, measures: Measures, run: str, dataset: str, known: Evaluation | None
+    ) -> Outcome:
+        recipe, folder = self.recipe, self.folder
+
+        def measured(when: str) -> Evaluation:
+            return measures.evaluation(policy, lambda done, total: self.report(f"evaluating {when}", done, total, ""))
+
+        before = kept(folder / "evaluation-before.json", lambda: known or measured("before"))
+        steps, objective = self._lesson(policy, rows, measures)
+        done = self._fit(policy, steps, objective, measures)
+        after = kept(folder / "evaluation.json", lambda: measured("after"))
+        self.report("saving", 0, 1, "")
+        place = Path(recipe.save.folder) if recipe.save.folder else folder / "model"
+        policy.save(place)
+        self.report("saving", 1, 1, str(place))
+        outcome = self._judged(place, before, after, run, dataset)
+        return replace(
+            outcome,
+            steps=done.steps,
+            skipped=done.skipped,
+            stopped=done.stopped,
+            dropped=getattr(steps, "dropped", 0),
+            tokens=int(_total(done, "decisions" if recipe.method == "sft" else "num_tokens")),
+            seconds=_total(done, "seconds"),
+            layout=policy.backbone.layout,
+            nodes=int(_total(done, "nodes")),
+            padded_tokens=int(_total(done, "padded_tokens")),
+        )
+
+    def _lesson(self, policy: LanguagePolicy, rows: Rows, measures: Measures) -> tuple[Any, Any]:
+        """What is learnt from, and how."""
+        recipe = self.recipe
+        if recipe.method == "sft":
+            sizes = asdict(recipe.sft)
+            return Examples(policy, rows.train, **sizes, seed=recipe.seed), supervised()
+        if measures.reward is None:
+            raise ConfigError("rft learns from a grader's rewards, and there is none; write grader:")
+        sizes = {"prompts": recipe.rft.prompts, "resample": recipe.rft.resample}
+        drawn = Rollouts(policy, rows.train, measures.reward, recipe.rollouts, **sizes, seed=recipe.seed)
+        return drawn, recipe.rft.objective
+
+    def _fit(self, policy: LanguagePolicy, steps: Any, objective: Any, measures: Measures) -> Run:
+        every = self.recipe.evaluate.every
+        config = replace(self.recipe.fit, folder=self.folder, evaluate_every=every)
+        backbone = policy.backbone
+        last = [backbone.nodes, backbone.padded_tokens]
+
+        def on_step(done: int, total: int, metrics: dict[str, float]) -> None:
+            now = [backbone.nodes, backbone.padded_tokens]
+            metrics["nodes"], metrics["padded_tokens"] = (float(b - a) for a, b in zip(last, now, strict=True))
+            last[:] = now
+            self.report("training", done, total, _note(metrics))
+
+        return fit(policy, steps, objective, config, evaluation=measures if every else None, on_step=on_step)
+
+    def _judged(self, place: Path, before: Evaluation, after: Evaluation, run_id: str, dataset_id: str) -> Outcome:
+        """Registers what was saved, puts it before the gate, and promotes it if it passed."""
+        registry, start, recipe = Registry(self.store), self.found.version, self.recipe
+        version = registry.register(
+            self.name,
+            place,
+            method=recipe.method,
+            base_model=None if start else self.found.base_model,
+            parent=start.id if start else None,
+            run_id=run_id,
+            dataset_id=dataset_id,
+            metrics=headline(after),
+        )
+        first = {"version_id": start.id} if start else {"base_model": self.found.base_model}
+        rows = (
+            record_evaluation(self.store, after, version_id=version.id, dataset_id=dataset_id),
+            record_evaluation(self.store, before, **first, dataset_id=dataset_id),
+        )
+        comparison = compare(after, before)
+        guards = tuple(guard for guard in recipe.gate.guards if after.greedy or guard.metric in comparison.differences)
+        verdict = decide(comparison, replace(recipe.gate, guards=guards))
+        gate = record_gate(self.store, verdict, candidate=rows[0], baseline=rows[1])
+        promoted, note = False, ""
+        if verdict.result == "promote" and recipe.save.promote:
+            try:
+                registry.promote(version.id, recipe.save.alias, gate_id=gate.id, reason=verdict.sentence)
+                promoted = True
+            except StoreError as error:  # somebody promoted another one in the meantime: theirs to compare with
+                note = str(error)
+        return Outcome(
+            folder=self.folder,
+            run_id=run_id,
+            version_id=version.id,
+            before=before,
+            after=after,
+            verdict=verdict,
+            gate_id=gate.id,
+            promoted=promoted,
+            note=note,
+        )
+
+    def _open_run(self, dataset_id: str) -> str:
+        """The store's row of this run, opened again if it was there."""
+        for run in reversed(self.store.runs()):
+            if run.folder == str(self.folder) and run.status != "succeeded":
+                return self.store.reopen_run(run.id).id
+        start = self.found.version
+        run = self.store.add_run(
+            self.recipe.method,
+            self.recipe.to_dict(),
+            self.folder,
+            base_model=self.found.base_model,
+            base_version=start.id if start else None,
+            dataset_id=dataset_id,
+        )
+        return run.id
+
+
+def load_trainable(recipe: Recipe, found: Found) -> LanguagePolicy:
+    """The recipe's policy before its first step.
+
+    Raises:
+        ConfigError: if an adapter would be put on an adapter, or every weight of one trained.
+        ModelError: if the model cannot be loaded.
+    """
+    model, adapter = recipe.model, recipe.adapter
+    adapted = is_adapter(Path(found.path))
+    if adapted and model.lora is None:
+        raise ConfigError(
+            f"{found.path} holds an adapter, so not every weight can train; merge it first, or use lora: auto"
+        )
+    if model.lora == "auto" and not adapted:
+        adapter = LoRA(seed=recipe.seed)
+    return LanguagePolicy.load(
+        found.path,
+        adapter=adapter,
+        layout=model.layout,
+        dtype=model.dtype,
+        template=model.template,
+        max_length=model.max_length,
+        gradient_checkpointing=model.gradient_checkpointing,
+    )
+
+
+def _name(recipe: Recipe, found: Found) -> str:
+    """What the version will be called: as asked, as its parent, or by model and method."""
+    if recipe.save.name:
+        return recipe.save.name
+    if found.version is not None:
+        return found.version.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{Path(found.path).name}-{recipe.method}").lstrip(".-_") or recipe.method
+
+
+def _note(metrics: Mapping[str, float]) -> str:
+    shown = [
+        name
+        for name in ("reward", "loss", "heldout_reward", "heldout_loss")
+        if math.isfinite(metrics.get(name, math.nan))
+    ]
+    return ", ".join(f"{name.replace('_', ' ')} {metrics[name]:.3f}" for name in shown)
+
+
+def _total(run: Run, name: str) -> float:
+    return math.fsum(row.get(name, 0.0) for row in run.metrics)
+
+
+def _stored(outcome: Outcome) -> dict[str, Any]:
+    """The outcome without its evaluations, which have files of their own."""
+    told = outcome.to_json()
+    for name in ("before", "after", "folder"):
+        told.pop(name)
+    return told
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Writes the resolved recipe into a new folder, or checks that it is the one there."""
+    path = folder / "recipe.yaml"
+    if path.is_file():
+        unlike = difference(load_recipe(path), recipe)
+        if unlike:
+            raise CheckpointError(
+                f"{folder} holds a run of another recipe ({unlike}); choose another folder, or remove it"
+            )
+    else:
+        write_file(path, recipe.to_yaml())
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process runs a recipe in the folder."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(
+                f"Another process is at work in {folder}; wait for it, or choose another folder"
+            ) from None
+        yield
+
+
+__all__ = ["Outcome", "Report", "load_trainable", "quiet", "resume", "run_recipe"]
