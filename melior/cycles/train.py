@@ -109,7 +109,9 @@ def run_recipe(
     with _alone(folder):
         _claim(folder, recipe)
         if (folder / "result.json").is_file():
-            return Outcome.read(folder)
+            outcome = Outcome.read(folder)
+            store.finish_run(outcome.run_id, metrics=outcome.to_json())  # a kill may have come in between
+            return outcome
         return _Cycle(recipe, folder, store, report).run(before)
 
 
