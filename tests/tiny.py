@@ -63,6 +63,7 @@ SMALL: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 SLIDING = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
+CAPPED = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}
 CONFIGS: dict[str, Any] = {
     "llama": lambda **more: LlamaConfig(**{**SMALL, **more}),
     "smollm": lambda **more: LlamaConfig(**{**SMALL, "tie_word_embeddings": True, "rope_theta": 1e5, **more}),
@@ -70,7 +71,7 @@ CONFIGS: dict[str, Any] = {
     "qwen3": lambda **more: Qwen3Config(**{**SMALL, **more}),
     "mistral": lambda **more: MistralConfig(**{**SMALL, "sliding_window": 5, **more}),
     "gemma2": lambda **more: Gemma2Config(
-        **{**SMALL, **SLIDING, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0, **more}
+        **{**SMALL, **SLIDING, "query_pre_attn_scalar": 8, **CAPPED, **more}
     ),
     "gemma3": lambda **more: Gemma3TextConfig(**{**SMALL, **SLIDING, "query_pre_attn_scalar": 8, **more}),
     "gpt2": lambda **more: GPT2Config(
@@ -145,9 +146,9 @@ class AllDouble(TorchFunctionMode):
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         doubled = bool(args) and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64
-        if doubled and function in (torch.Tensor.to, torch.Tensor.float):
-            if function is torch.Tensor.float or args[1:] == (torch.float32,):
-                return args[0]
+        to_single = function is torch.Tensor.to and args[1:] == (torch.float32,)
+        if doubled and (to_single or function is torch.Tensor.float):
+            return args[0]
         if doubled and kwargs.get("dtype") == torch.float32:
             kwargs["dtype"] = torch.float64
         return function(*args, **kwargs)

@@ -213,14 +213,19 @@ def choose(
     Greedy rows get the most probable token and its log-prob at temperature 1.
     """
     temperatures = [s.temperature if s.temperature > 0 else 1.0 for s in settings]
-    log_probs = torch.log_softmax(logits / logits.new_tensor(temperatures)[:, None], dim=-1)
+    log_probs = _normalised(logits / logits.new_tensor(temperatures)[:, None])
     if any(s.temperature > 0 and s.truncated for s in settings):
-        log_probs = torch.log_softmax(truncate(log_probs, settings), dim=-1)
+        log_probs = _normalised(truncate(log_probs, settings))
     tokens = invert(log_probs.exp(), uniforms.to(logits.device))
     greedy = torch.tensor([s.temperature == 0 for s in settings], device=logits.device)
     if bool(greedy.any()):
         tokens = torch.where(greedy, log_probs.argmax(-1), tokens)
     return tokens, log_probs.gather(-1, tokens[:, None])[:, 0]
+
+
+def _normalised(logits: Tensor) -> Tensor:  # [R, V]
+    """Log-probs; over a large vocabulary `log_softmax` on CPU loses 1e-5 by summing in sequence, `logsumexp` does not."""
+    return logits - torch.logsumexp(logits, dim=-1, keepdim=True)
 
 
 def truncate(

@@ -53,7 +53,7 @@ def draw(count: int, seed: int) -> list[int]:
 
 
 def mixed() -> list[Record]:
-    """Shared prompts, a shared system prompt, a duplicate, a lone row, temperatures; all longer than the windows of 5."""
+    """Shared prompts, a shared system prompt, a duplicate, a lone row; sequences outgrow the windows of 5."""
     system, first, second = draw(8, 1), draw(7, 2), draw(11, 3)
     return [
         record(system + first, draw(9, 4)),
