@@ -30,9 +30,12 @@ def durable_folder(path: Path) -> Iterator[Path]:
     path = path.absolute()
     draft = path.parent / f".{path.name}.draft-{os.getpid()}"
     aside = path.parent / f".{path.name}.old-{os.getpid()}"
+    placed = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)
+        if aside.exists():  # left by a killed process that had the same number
+            _put_back(aside, path)
         draft.mkdir()
         failpoint("draft made")
         yield draft
@@ -42,15 +45,20 @@ def durable_folder(path: Path) -> Iterator[Path]:
             os.rename(path, aside)
             failpoint("old one aside")
         os.rename(draft, path)
+        placed = True
         failpoint("renamed")
         _sync(path.parent)
         failpoint("synced")
     except BaseException as error:
+        if placed:  # whole, but perhaps not durable: what is told to have failed must not be there
+            os.rename(path, draft)
         shutil.rmtree(draft, ignore_errors=True)
         if aside.exists() and not path.exists():
             os.rename(aside, path)
         if isinstance(error, OSError):
-            raise CheckpointError(f"Cannot write {path}: {error.strerror or error}; free some space and try again") from error
+            raise CheckpointError(
+                f"Cannot write {path}: {error.strerror or error}; free some space and try again"
+            ) from error
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -59,7 +67,7 @@ def write_file(path: Path, content: bytes | str) -> None:
     """Replaces a file atomically.
 
     Raises:
-        CheckpointError: if the disk refuses; the old file is still there.
+        CheckpointError: if the disk refuses; the old file is still there, or the new one is, whole.
     """
     data = content.encode() if isinstance(content, str) else content
     draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
@@ -75,25 +83,49 @@ def write_file(path: Path, content: bytes | str) -> None:
         _sync(path.parent)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise CheckpointError(f"Cannot write {path}: {error.strerror or error}; free some space and try again") from error
+        raise CheckpointError(
+            f"Cannot write {path}: {error.strerror or error}; free some space and try again"
+        ) from error
+
+
+def append_file(path: Path, content: str) -> None:
+    """Adds text to a file. Not synced: for logs, whose last lines a crash may cost.
+
+    Raises:
+        CheckpointError: if the disk refuses.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(content)
+            failpoint("lines written")
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot write {path}: {error.strerror or error}; free some space and try again"
+        ) from error
 
 
 def verify_folder(path: Path) -> None:
     """Passes when every file of a durable folder is bitwise what was written.
 
     Raises:
-        CheckpointError: naming the first file that is missing, changed or unexpected.
+        CheckpointError: naming the first file that is missing or changed.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} has no readable {MANIFEST}, so it was never finished; use an older one") from error
+        manifest = dict(json.loads((path / MANIFEST).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} has no readable {MANIFEST}, so it was never finished; use an older one"
+        ) from error
     for name, digest in manifest.items():
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; use an older checkpoint")
         if file_digest(file) != digest:
             raise CheckpointError(f"{file} is damaged: its sha256 is not the recorded one; use an older checkpoint")
+
+    for name in _files(path):
+        if name not in manifest and not name.startswith("."):
+            raise CheckpointError(f"{path / name} was not there when the folder was written; take it away")
 
 
 def file_digest(path: Path) -> str:
@@ -105,22 +137,21 @@ def file_digest(path: Path) -> str:
 def remove_drafts(folder: Path) -> None:
     """Removes what killed writers left behind, and puts back an old folder whose replacement never came."""
     for entry in folder.glob(".*.old-*") if folder.is_dir() else ():
-        original = folder / entry.name[1:].rpartition(".old-")[0]
-        if original.exists():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            os.rename(entry, original)
+        _put_back(entry, folder / entry.name[1:].rpartition(".old-")[0])
     for entry in folder.glob(".*.draft-*") if folder.is_dir() else ():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
+def _unwritable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"Cannot write {path}: {error.strerror or error}; free some space and try again")
+
+
 def _seal(folder: Path) -> None:
     """Syncs every file and directory and writes the manifest last."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
     digests = {}
-    for file in files:
-        _sync(file)
-        digests[str(file.relative_to(folder))] = file_digest(file)
+    for name in _files(folder):
+        _sync(folder / name)
+        digests[name] = file_digest(folder / name)
         failpoint("file synced")
     with (folder / MANIFEST).open("w") as manifest:
         json.dump(digests, manifest, indent=1)
@@ -130,6 +161,20 @@ def _seal(folder: Path) -> None:
     for inner in [entry for entry in folder.rglob("*") if entry.is_dir()] + [folder]:
         _sync(inner)
     failpoint("draft synced")
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of all files in and below a folder but its own manifest."""
+    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    return [name for name in names if name != MANIFEST]
+
+
+def _put_back(aside: Path, original: Path) -> None:
+    """An old folder returns to its place, or goes if another one stands there."""
+    if original.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.rename(aside, original)
 
 
 def _sync(path: Path) -> None:

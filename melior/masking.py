@@ -15,9 +15,11 @@ def select(
     mask: Tensor,  # [B, T] bool
     fill: float = 0.0,
 ) -> Tensor:  # [B, T]
-    """The values where the mask is True, `fill` elsewhere, with no gradient through what was not selected."""
-    # Two `where`s: the inner one keeps a masked inf or NaN out of the backward pass of whatever produced `values`.
-    return torch.where(mask, torch.where(mask, values, torch.zeros_like(values)), fill)
+    """The values where the mask is True, `fill` elsewhere; what was not selected gets a gradient of exactly 0.
+
+    Select before a function that may overflow, not behind it: 0 times the infinite slope of `exp` is NaN.
+    """
+    return torch.where(mask, values, fill)
 
 
 def sum_decisions(

@@ -35,16 +35,21 @@ class Checkpoint:
     progress: Mapping[str, Any]  # JSON: metrics so far, the best step, counters, what the run was started with
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int, name: str | None = None) -> Path:
-    """Writes `folder/step-000123` (or `name`), then removes all but the newest `keep`."""
-    target = folder / (name or f"step-{checkpoint.step:06d}")
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Writes `folder/step-000123`, then removes all but the newest `keep` of it and those before it.
+
+    Raises:
+        CheckpointError: if the disk refuses; the checkpoints before are still there.
+    """
+    target = folder / f"step-{checkpoint.step:06d}"
     with durable_folder(target) as draft:
-        save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, draft / "policy.safetensors")
+        _write_tensors(draft / "policy.safetensors", checkpoint.tensors)
         durable.failpoint("policy written")
-        save_file({name: tensor.contiguous() for name, tensor in checkpoint.optimizer.items()}, draft / "optimizer.safetensors")
+        _write_tensors(draft / "optimizer.safetensors", checkpoint.optimizer)
         durable.failpoint("optimizer written")
         (draft / "progress.json").write_text(json.dumps({"step": checkpoint.step, **checkpoint.progress}))
-    for old in _steps(folder)[keep:]:
+    # A later one lies there only if it was damaged, so it must not push out what this run stands on.
+    for old in [found for found in _steps(folder) if found.name <= target.name][keep:]:
         shutil.rmtree(old)
         durable.failpoint("old checkpoint removed")
     return target
@@ -81,6 +86,13 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     if found:
         raise CheckpointError(f"All {len(found)} checkpoints in {folder} are damaged; remove the folder to start again")
     return None
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # what the writer makes of a full disk
+        raise CheckpointError(f"Cannot write {path.name}: {error}; free some space and try again") from error
 
 
 def _steps(folder: Path) -> list[Path]:

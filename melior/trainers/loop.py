@@ -7,15 +7,11 @@ checkpoint is weights, optimizer state and an index, and a resumed run repeats t
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +19,15 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
-from melior.durable import write_file
-from melior.errors import CheckpointError, NonFiniteError, TrainingError
+from melior.errors import ConfigError, NonFiniteError
 from melior.policies.base import Batch, Rates, State, Trainable
 from melior.trainers.checkpoints import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from melior.trainers.folders import append_step, check_identity, open_folder
+from melior.trainers.interrupts import interruptible
 from melior.trainers.optimizers import AdamW, Schedule, rate_factor
-from melior.trainers.reports import environment
 from melior.trainers.steps import Evaluates, Objective, Step, Steps, Term
+
+log = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 
@@ -48,7 +46,7 @@ class FitConfig:
     epsilon: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     rates: dict[str, float] = Field(default_factory=dict)  # pattern in parameter names → factor; 0 freezes
-    micro_batch: int | None = Field(default=None, ge=1)  # tokens of one forward pass after sharing; None: the policy's choice
+    micro_batch: int | None = Field(default=None, ge=1)  # tokens per forward pass; None: the policy's choice
     minibatches: int = Field(default=1, ge=1)  # updates per step, each on a share of its groups
     checkpoint_every: int = Field(default=25, ge=1)  # steps
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -77,7 +75,7 @@ class Run:
 
 
 def fit(
-    trainable: Any,
+    trainable: Trainable,
     steps: Steps,
     objective: Objective,
     config: FitConfig | None = None,
@@ -90,7 +88,8 @@ def fit(
     `on_step` sees the steps done, how many there are, and the step's metrics before they are kept: it may add its own.
 
     Raises:
-        TrainingError: if there is nothing to learn from, or, as NonFiniteError, if too many steps in a row fail.
+        ConfigError: if the steps never end and config.steps is None, or best_metric is not what is measured.
+        NonFiniteError: if max_skipped steps in a row have a loss or gradient that is not finite.
         CheckpointError: if the folder holds a run with other settings, or only damaged checkpoints.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
@@ -102,7 +101,7 @@ class _Loop:
 
     def __init__(
         self,
-        trainable: Any,
+        trainable: Trainable,
         steps: Steps,
         objective: Objective,
         config: FitConfig,
@@ -111,26 +110,39 @@ class _Loop:
     ) -> None:
         total = config.steps if config.steps is not None else steps.total
         if total is None:
-            raise TrainingError("These steps never end; say how many in FitConfig(steps=…)")
-        self.trainable, self.steps, self.objective, self.config = trainable, steps, objective, config
+            raise ConfigError("These steps never end; say how many in FitConfig(steps=…)")
+        if config.best_metric is None and config.patience is not None:
+            raise ConfigError(f"patience={config.patience} needs best_metric=…, the evaluation's metric to watch")
+        if evaluation is None and config.best_metric is not None:
+            raise ConfigError(
+                f"best_metric={config.best_metric!r} needs an evaluation that measures it; pass evaluation=…"
+            )
+        self.trainable: Any = trainable
+        self.steps, self.objective, self.config = steps, objective, config
         self.evaluation, self.on_step, self.total = evaluation, on_step, total
         rates = Rates(config.learning_rate, config.weight_decay, config.rates)
         self.optimizer = AdamW(trainable.parameter_groups(rates), betas=config.betas, epsilon=config.epsilon)
+        self.identity = self._identity()
         self.result = Run(config.folder)
         self.streak = 0  # non-finite steps in a row
         self.stale = 0  # evaluations without improvement
-        self.saved = -1
+        self.saved = -1  # steps done at the newest checkpoint
         self.best_state: State | None = None  # where no folder keeps it
 
     def run(self) -> Run:
         self._resume()
-        with _interruptible() as interrupted:
+        with interruptible() as interrupted:
             while self.result.steps < self.total and not self.result.stopped:
                 self._step(self.result.steps)
                 if interrupted() or self.result.steps % self.config.checkpoint_every == 0:
                     self._save()
                 if interrupted():
-                    raise KeyboardInterrupt(f"stopped after step {self.result.steps}; the same call goes on from there")
+                    kept = (
+                        "the same call goes on from there"
+                        if self.config.folder
+                        else "nothing was kept without a folder"
+                    )
+                    raise KeyboardInterrupt(f"stopped after step {self.result.steps}; {kept}")
         self._save()
         self._restore_best()
         return self.result
@@ -139,45 +151,35 @@ class _Loop:
 
     def _step(self, index: int) -> None:
         started = time.perf_counter()
-        step = self.steps(index)
+        step = self._collect(index)
         collected = time.perf_counter()
         step = self.objective.prepare(step, self.trainable)
         factor = rate_factor(index, self.total, schedule=self.config.schedule, warmup=self.config.warmup)
-        metrics: Metrics = {"step": index, "learning_rate": self.config.learning_rate * factor, **step.metrics}
-        parts = _minibatches(step.batch, self.config.minibatches)
-        updates = [self._update(part, factor) for part in parts]
-        for name in {name for update in updates for name in update}:
-            metrics[name] = math.fsum(update.get(name, 0.0) for update in updates) / len(updates)
-        if any(update["skipped"] for update in updates):
-            self._count_skip(index, metrics)
-        else:
-            self.streak = 0
+        updates = [self._update(part, factor) for part in _minibatches(step.batch, self.config.minibatches)]
+        metrics = {"step": index, "learning_rate": self.config.learning_rate * factor, **step.metrics, **_mean(updates)}
+        self._count_skips(index, metrics)
+        self.result.steps = index + 1
+        if self._due():
+            self._evaluate(metrics)
         metrics["seconds_collect"] = collected - started
         metrics["seconds"] = time.perf_counter() - started
-        self.result.steps = index + 1
-        if self._due(index):
-            self._evaluate(metrics)
         self.on_step(index + 1, self.total, metrics)
         self.result.metrics.append(metrics)
-        self._log(metrics, step)
+        if self.config.folder is not None:
+            append_step(self.config.folder, metrics, step.samples)
+
+    def _collect(self, index: int) -> Step:
+        try:
+            return self.steps(index)
+        except Exception:
+            self._save()  # a grader or an endpoint gave up: what was learned until here is not lost
+            raise
 
     def _update(self, batch: Batch, factor: float) -> Metrics:
         """One optimizer update; the gradient does not depend on how the batch is cut."""
-        counts = {name: float(count) for name, count in self.objective.counts(batch).items()}
         rows = self.objective.active(batch)
-        sums: dict[str, float] = {}
-        total = 0.0
         self.optimizer.zero()
-        active = batch.select(rows)
-        for cut in self.trainable.cut(active, self.config.micro_batch) if rows else ():
-            part = active.select(cut)
-            terms = self.objective.loss(self.trainable.score(part, self.objective.want), part)
-            loss = torch.stack([term.total * (term.weight / counts[term.name]) for term in terms]).sum()
-            loss.backward()
-            total += float(loss.detach())
-            _add(sums, terms)
-        metrics = {name: value / counts[name.partition("/")[0]] for name, value in sums.items()}
-        metrics["loss"] = total
+        metrics = {"loss": 0.0, **(self._accumulate(batch, rows) if rows else {})}
         metrics["grad_norm"] = self.optimizer.clip(self.config.max_grad_norm)
         finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
         metrics["skipped"] = 0.0 if finite else 1.0
@@ -188,43 +190,74 @@ class _Loop:
         self.optimizer.zero()
         return metrics
 
-    def _count_skip(self, index: int, metrics: Metrics) -> None:
+    def _accumulate(self, batch: Batch, rows: list[int]) -> Metrics:
+        """Adds up the gradient of the active rows, each term over its count in the whole batch."""
+        counts = self.objective.counts(batch)
+        active = batch.select(rows)
+        sums: Metrics = {"loss": 0.0}
+        for cut in self.trainable.cut(active, self.config.micro_batch):
+            part = active.select(cut)
+            terms = self.objective.loss(self.trainable.score(part, self.objective.want), part)
+            loss = torch.stack([term.total * (term.weight / counts[term.name]) for term in terms]).sum()
+            loss.backward()
+            sums["loss"] += float(loss.detach())
+            for name, value in _measured(terms):
+                count = counts.get(name) or counts[name.partition("/")[0]]
+                sums[name] = sums.get(name, 0.0) + value / count
+        return sums
+
+    def _count_skips(self, index: int, metrics: Metrics) -> None:
+        if not metrics["skipped"]:
+            self.streak = 0
+            return
         self.result.skipped += 1
         self.streak += 1
+        told = f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']}"
+        log.warning("step %d skipped, the weights stay as they were: %s", index, told)
         if self.streak >= self.config.max_skipped:
             last = f"the last good checkpoint is step {self.saved}" if self.saved >= 0 else "there is no checkpoint yet"
             raise NonFiniteError(
                 f"{self.streak} steps in a row, the last of them {index}, had a loss or gradient that is not finite "
-                f"(loss {metrics['loss']}, gradient norm {metrics['grad_norm']}); {last}; lower the learning rate"
+                f"({told}); {last}; lower the learning rate"
             )
 
     # ------------------------------------------------------------------ evaluation
 
-    def _due(self, index: int) -> bool:
-        every = self.config.evaluate_every
-        return self.evaluation is not None and (index + 1 == self.total or (every is not None and (index + 1) % every == 0))
+    def _due(self) -> bool:
+        """Whether to evaluate after the step just done."""
+        done, every = self.result.steps, self.config.evaluate_every
+        return self.evaluation is not None and (done == self.total or (every is not None and done % every == 0))
 
     def _evaluate(self, metrics: Metrics) -> None:
         assert self.evaluation is not None
-        metrics.update(self.evaluation(self.trainable))
+        measured = self.evaluation(self.trainable)
+        metrics.update(measured)
         name = self.config.best_metric
         if name is None:
             return
-        if name not in metrics:
-            known = ", ".join(sorted(metrics))
-            raise TrainingError(f"best_metric {name!r} is not among the metrics measured: {known}")
-        value, best = metrics[name], self.result.best_value
-        sign = 1 if self.config.best_is == "max" else -1
-        if best is None or sign * value > sign * best:
-            self.result.best_value, self.result.best_step, self.stale = value, self.result.steps, 0
-            if self.config.folder is None:
-                self.best_state = {name: tensor.clone() for name, tensor in self.trainable.state().items()}
-            else:
-                save_checkpoint(self.config.folder / "best", self._checkpoint(), keep=1)
+        if name not in measured:
+            raise ConfigError(
+                f"best_metric {name!r} is not among what the evaluation measures: {', '.join(sorted(measured))}"
+            )
+        if self._improves(measured[name]):
+            self.result.best_value, self.result.best_step, self.stale = measured[name], self.result.steps, 0
+            self._keep_best()
         else:
             self.stale += 1
-            if self.config.patience is not None and self.stale >= self.config.patience:
-                self.result.stopped = f"{name} has not improved for {self.stale} evaluations"
+        if self.config.patience is not None and self.stale >= self.config.patience:
+            self.result.stopped = f"{name} has not improved for {self.stale} evaluations"
+
+    def _improves(self, value: float) -> bool:
+        best = self.result.best_value
+        if math.isnan(value) or best is None:
+            return not math.isnan(value)
+        return value > best if self.config.best_is == "max" else value < best
+
+    def _keep_best(self) -> None:
+        if self.config.folder is None:
+            self.best_state = {name: tensor.clone() for name, tensor in self.trainable.state().items()}
+        else:
+            save_checkpoint(self.config.folder / "best", self._checkpoint(), keep=1)
 
     def _restore_best(self) -> None:
         if self.result.best_step in (None, self.result.steps):
@@ -242,10 +275,12 @@ class _Loop:
         settings = TypeAdapter(FitConfig).dump_python(self.config, mode="json")
         for free in ("folder", "checkpoint_every", "keep_checkpoints"):
             settings.pop(free)
-        objective = asdict(self.objective) if hasattr(self.objective, "__dataclass_fields__") else str(self.objective)
+        objective: Any = self.objective
+        chosen = asdict(objective) if is_dataclass(objective) and not isinstance(objective, type) else {}
+        chosen.pop("want", None)  # follows from the objective
         return {
             "config": settings,
-            "objective": {"name": type(self.objective).__name__, **(objective if isinstance(objective, dict) else {})},
+            "objective": {"name": type(objective).__name__, **chosen},
             "policy": self.trainable.fingerprint(),
             "steps": self.steps.fingerprint(),
             "total": self.total,
@@ -260,7 +295,7 @@ class _Loop:
             "stale": self.stale,
             "best": [result.best_step, result.best_value],
             "stopped": result.stopped,
-            "identity": self._identity(),
+            "identity": self.identity,
         }
         return Checkpoint(result.steps, self.trainable.state(), self.optimizer.state(), progress)
 
@@ -270,97 +305,40 @@ class _Loop:
             self.saved = self.result.steps
 
     def _resume(self) -> None:
-        if self.config.folder is None:
+        folder = self.config.folder
+        if folder is None:
             return
-        found = newest_checkpoint(self.config.folder / "checkpoints")
+        found = newest_checkpoint(folder / "checkpoints")
         if found is not None:
-            _check_identity(found.progress["identity"], self._identity(), self.config.folder)
+            check_identity(found.progress["identity"], self.identity, folder)
             self.trainable.load_state(found.tensors)
             self.optimizer.load_state(found.optimizer)
-            progress = found.progress
-            best_step, best_value = progress["best"]
+            kept = found.progress
+            best_step, best_value = kept["best"]
             self.result = Run(
-                self.config.folder, list(progress["metrics"]), found.step, progress["skipped"], best_step, best_value
+                folder, kept["metrics"], found.step, kept["skipped"], best_step, best_value, kept["stopped"]
             )
-            self.result.stopped = progress["stopped"]
-            self.streak, self.stale, self.saved = progress["streak"], progress["stale"], found.step
-        folder = self.config.folder
-        write_file(folder / "run.json", json.dumps({**self._identity(), "environment": environment()}, indent=1))
-        write_file(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.result.metrics))
-        samples = folder / "samples.jsonl"
-        kept = [line for line in _lines(samples) if json.loads(line)["step"] < self.result.steps]
-        write_file(samples, "".join(line + "\n" for line in kept))
-
-    def _log(self, metrics: Metrics, step: Step) -> None:
-        if self.config.folder is None:
-            return
-        with (self.config.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
-        if step.samples:
-            with (self.config.folder / "samples.jsonl").open("a") as file:
-                for sample in step.samples:
-                    file.write(json.dumps({"step": int(metrics["step"]), **sample}, ensure_ascii=False) + "\n")
+            self.streak, self.stale, self.saved = kept["streak"], kept["stale"], found.step
+        open_folder(folder, self.identity, self.result.metrics, self.result.steps)
 
 
 def _minibatches(batch: Batch, parts: int) -> list[Batch]:
-    """The batch in `parts` shares of whole groups."""
-    if parts == 1:
-        return [batch]
+    """The batch in `parts` shares of whole groups, as even as groups allow."""
     names = torch.unique(batch.groups)
     shares = [share for share in names.tensor_split(parts) if len(share)]
+    if len(shares) < 2:
+        return [batch]
     return [batch.select(torch.isin(batch.groups, share).nonzero()[:, 0].tolist()) for share in shares]
 
 
-def _add(sums: dict[str, float], terms: list[Term]) -> None:
-    for term in terms:
-        named = {term.name: term.total, **{f"{term.name}/{name}": value for name, value in term.metrics.items()}}
-        for name, value in named.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
+def _measured(terms: list[Term]) -> list[tuple[str, float]]:
+    """What a micro-batch adds to each term and to what rides along with it."""
+    named = [(term.name, term.total) for term in terms]
+    named += [(f"{term.name}/{name}", value) for term in terms for name, value in term.metrics.items()]
+    return [(name, float(value.detach())) for name, value in named]
 
 
-def _check_identity(theirs: Mapping[str, Any], mine: Mapping[str, Any], folder: Path) -> None:
-    mine = json.loads(json.dumps(mine))
-    for part in mine:
-        if theirs.get(part) != mine[part]:
-            was, now = theirs.get(part), mine[part]
-            if isinstance(now, dict) and isinstance(was, dict):
-                key = next(key for key in sorted(now | was) if now.get(key) != was.get(key))
-                part, was, now = f"{part}.{key}", was.get(key), now.get(key)
-            raise CheckpointError(
-                f"{folder} holds a run with another {part} ({was} there, {now} here); choose another folder, or remove it"
-            )
-
-
-def _lines(path: Path) -> list[str]:
-    """Whole lines of a file; one cut off by a kill is left out."""
-    if not path.is_file():
-        return []
-    text = path.read_text()
-    return text[: text.rfind("\n") + 1].splitlines()
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C or SIGTERM is noted, and the next one acts as usual."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def digest(*parts: Any) -> str:
-    """A short fingerprint of JSON-able parts."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _mean(updates: list[Metrics]) -> Metrics:
+    """Each metric's mean over the updates of one step; an update that lacks it had nothing to measure, and counts 0."""
+    names = {name: None for update in updates for name in update}
+    return {name: sum(update.get(name, 0.0) for update in updates) / len(updates) for name in names}

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from melior.errors import CheckpointError
+from melior.errors import CheckpointError, ConfigError
 from melior.policies.base import ParameterGroup
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -37,6 +37,9 @@ class AdamW:
     """
 
     def __init__(self, groups: Sequence[ParameterGroup], *, betas: tuple[float, float], epsilon: float) -> None:
+        """Raises ConfigError if there is nothing to train."""
+        if not any(group.parameters for group in groups):
+            raise ConfigError("0 parameters would be trained; unfreeze some, or add an adapter")
         self.groups = groups
         self.names = [name for group in groups for name in group.names]
         self.parameters = [parameter for group in groups for parameter in group.parameters]

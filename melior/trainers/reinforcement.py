@@ -16,9 +16,7 @@ from melior.masking import mean_decisions, select, sum_decisions
 from melior.policies.base import LOG_PROBS, Batch, Scored, Want, score_all
 from melior.rewards.base import FailureLimit
 from melior.rollouts.collect import Grades, Rollout, collect
-from melior.trainers.loop import digest
-from melior.trainers.steps import Step, Term
-from melior.trainers.supervised import _generator
+from melior.trainers.steps import Step, Term, digest, generator
 from melior.types import Sampling, Task
 
 Estimator = Literal["group_relative", "leave_one_out"]
@@ -67,7 +65,7 @@ class Rollouts:
         drawn: list[Rollout] = []
         rounds = 0
         for rounds in range(1 + self.resample):
-            fresh = self._round(index * (1 + self.resample) + rounds, index)
+            fresh = self._round(index * (1 + self.resample) + rounds)
             drawn += fresh
             kept += fresh if not self.resample else _informative(fresh)
             if len(kept) >= self.prompts * self.sampling.n or not self.resample:
@@ -75,7 +73,7 @@ class Rollouts:
         rollouts = kept[: self.prompts * self.sampling.n] or drawn[: self.prompts * self.sampling.n]
         return self._step(rollouts, drawn, rounds + 1)
 
-    def _round(self, number: int, step: int) -> list[Rollout]:
+    def _round(self, number: int) -> list[Rollout]:
         rollouts = collect(self.policy, self._draw(number), self.grader, self.sampling, step=number)
         self.failures.add([rollout.score for rollout in rollouts])
         return rollouts
@@ -86,7 +84,7 @@ class Rollouts:
         position = number * self.prompts
         while len(chosen) < self.prompts:
             epoch, place = divmod(position, len(self.tasks))
-            order = torch.randperm(len(self.tasks), generator=_generator(self.seed, epoch)).tolist()
+            order = torch.randperm(len(self.tasks), generator=generator(self.seed, epoch)).tolist()
             part = order[place : place + self.prompts - len(chosen)]
             chosen += [self.tasks[row] for row in part]
             position += len(part)
@@ -146,20 +144,18 @@ class Reinforcement:
             rewards = rewards + overlong_penalty(batch.mask.sum(1), limit=limit, margin=self.overlong_margin)
         if self.drop_truncated:
             rewards = rewards.masked_fill(batch.columns["truncated"], torch.nan)
-        batch = replace(batch, mask=batch.mask & ~torch.isnan(rewards)[:, None])
-        advantages = self._advantages(rewards, batch.groups)
-        columns: dict[str, Tensor] = {"advantages": advantages, "outputs": (~torch.isnan(rewards)).double()}
+        varied = batch.groups[informative(rewards, batch.groups)].unique()
+        step = step.with_metrics(frac_reward_zero_std=1 - len(varied) / max(1, len(batch.groups.unique())))
+        known = (~torch.isnan(rewards)).nonzero()[:, 0]
+        batch, rewards = batch.select(known.tolist()), rewards[known]
+        columns: dict[str, Tensor] = {"advantages": self._advantages(rewards, batch.groups)}
         if "behavior_log_probs" in batch.columns:
             columns["old_log_probs"] = batch.columns["behavior_log_probs"]
         else:  # top-k or top-p: what was sampled from is not what is trained
             columns["old_log_probs"] = score_all(policy, batch)
         if self.beta:
             columns["ref_log_probs"] = policy.reference_log_probs(batch)
-        useful = informative(rewards, batch.groups)
-        groups = torch.unique(batch.groups)
-        varied = torch.unique(batch.groups[useful])
-        prepared = replace(step, batch=batch).with_columns(**columns)
-        return prepared.with_metrics(frac_reward_zero_std=1 - len(varied) / max(1, len(groups)))
+        return replace(step, batch=batch.with_columns(**columns))
 
     def _advantages(self, rewards: Tensor, groups: Tensor) -> Tensor:
         if self.estimator == "leave_one_out":
@@ -167,13 +163,10 @@ class Reinforcement:
         return group_relative(rewards, groups, divide_by_std=self.divide_by_std)
 
     def counts(self, batch: Batch) -> Mapping[str, float]:
-        outputs = float(batch.columns["outputs"].sum())
-        count = {
-            "decisions": float(batch.mask.sum()),
-            "outputs": outputs,
-            "constant": outputs * self.length,
-        }[self.aggregate]
-        return {"policy": count, "kl": count, "entropy": count}
+        decisions, outputs = float(batch.mask.sum()), float(len(batch))
+        count = {"decisions": decisions, "outputs": outputs, "constant": outputs * self.length}[self.aggregate]
+        computed = float(batch.mask[self.active(batch)].sum())
+        return {"policy": count, "kl": count, "entropy": count, "policy/sampler_gap": computed}
 
     def active(self, batch: Batch) -> list[int]:
         rows = batch.mask.any(1)
@@ -182,16 +175,21 @@ class Reinforcement:
         return rows.nonzero()[:, 0].tolist()
 
     def loss(self, scored: Scored, batch: Batch) -> list[Term]:
-        log_probs = scored.log_probs
-        device = log_probs.device
-        mask = batch.mask.to(device)
+        mask = batch.mask.to(scored.log_probs.device)
+        log_probs = select(scored.log_probs, mask)
+
+        def column(name: str) -> Tensor:
+            return select(batch.columns[name].to(log_probs), mask)
+
         advantages = batch.columns["advantages"].to(log_probs)[:, None].expand_as(log_probs)
-        old = batch.columns["old_log_probs"].to(log_probs)
+        old = column("old_log_probs")
         surrogate = clipped_surrogate_loss(log_probs, old, advantages, clip_low=self.clip_low, clip_high=self.clip_high)
-        terms = [Term("policy", self._total(surrogate, mask), metrics=_watch(log_probs, batch, mask))]
+        watched = {}
+        if "behavior_log_probs" in batch.columns:  # whether sampler and scorer agree
+            watched["sampler_gap"] = (log_probs.detach() - column("behavior_log_probs")).abs().sum()
+        terms = [Term("policy", self._total(surrogate, mask), metrics=watched)]
         if self.beta:
-            reference = select(batch.columns["ref_log_probs"].to(log_probs), mask)
-            terms.append(Term("kl", self._total(kl_penalty(select(log_probs, mask), reference), mask), self.beta))
+            terms.append(Term("kl", self._total(kl_penalty(log_probs, column("ref_log_probs")), mask), self.beta))
         if self.entropy:
             assert scored.entropy is not None
             terms.append(Term("entropy", self._total(scored.entropy, mask), -self.entropy))
@@ -226,14 +224,6 @@ def _behavior(rollouts: Sequence[Rollout], batch: Batch) -> Tensor:
         values = torch.tensor(rollout.record.behavior_log_probs, dtype=torch.float64)
         column[row, : len(values)] = values
     return column
-
-
-def _watch(log_probs: Tensor, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
-    """Sums that show whether sampler and scorer agree."""
-    if "behavior_log_probs" not in batch.columns:
-        return {}
-    gap = select(log_probs.detach() - batch.columns["behavior_log_probs"].to(log_probs), mask)
-    return {"sampler_gap": gap.abs().sum()}
 
 
 def _measured(rollouts: Sequence[Rollout]) -> dict[str, float]:

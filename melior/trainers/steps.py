@@ -1,11 +1,14 @@
-"""what the loop and the objectives hand each other: steps, terms, and the two protocols"""
+"""what the loop and the objectives hand each other: steps, terms, the protocols, and whence randomness comes"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from melior.policies.base import Batch, Scored, Trainable, Want
@@ -48,7 +51,10 @@ class Objective(Protocol):
         ...
 
     def counts(self, batch: Batch) -> Mapping[str, float]:
-        """What each term is divided by; of the whole prepared step, since gradients flow before its last cut."""
+        """What each term is divided by; of the whole prepared step, since gradients flow before its last cut.
+
+        A metric that rides along with a term may have a count of its own, under "term/metric".
+        """
         ...
 
     def active(self, batch: Batch) -> list[int]:
@@ -73,3 +79,13 @@ class Evaluates(Protocol):
     """Measures a policy on held-out data while it trains."""
 
     def __call__(self, trainable: Trainable) -> Mapping[str, float]: ...
+
+
+def digest(*parts: Any) -> str:
+    """A short fingerprint of JSON-able parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def generator(*key: int) -> torch.Generator:
+    """A local source of randomness that is a function of its key, so a resumed run draws what it would have drawn."""
+    return torch.Generator().manual_seed(int(digest(*key), 16) % (1 << 63))

@@ -12,8 +12,7 @@ from melior.errors import DataError
 from melior.losses.likelihood import nll_loss
 from melior.masking import select
 from melior.policies.base import LOG_PROBS, Batch, Scored, Want
-from melior.trainers.loop import digest
-from melior.trainers.steps import Step, Term
+from melior.trainers.steps import Step, Term, digest, generator
 from melior.types import Demonstration
 
 
@@ -54,14 +53,18 @@ class Examples:
 
     def __call__(self, index: int) -> Step:
         epoch, position = divmod(index, self.per_epoch)
-        order = torch.randperm(len(self.kept), generator=_generator(self.seed, epoch)).tolist()
+        order = torch.randperm(len(self.kept), generator=generator(self.seed, epoch)).tolist()
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
         rows = [turn for row in chosen for turn in self.turns[self.kept[row]]]
         batch = self.batch.select(rows)
         return Step(batch, {"epoch": index / self.per_epoch, "decisions": float(batch.mask.sum())})
 
     def fingerprint(self) -> str:
-        rows = [list(self.batch.inputs), [list(decided) for decided, _ in self.batch.outputs], self.batch.weights.sum().item()]
+        rows = [
+            list(self.batch.inputs),
+            [list(decided) for decided, _ in self.batch.outputs],
+            self.batch.weights.sum().item(),
+        ]
         return digest("examples", rows, self.batch_size, self.epochs, self.seed)
 
 
@@ -96,7 +99,7 @@ class HeldoutLoss:
 
     def __init__(self, policy: Any, rows: Sequence[Demonstration]) -> None:
         self.batch: Batch = policy.encode(rows)
-        if not bool(self.batch.mask.any()):
+        if not Supervised().counts(self.batch)["nll"] > 0:
             raise DataError(f"None of {len(rows)} held-out rows has a decision within the context; shorten them")
 
     @torch.no_grad()
@@ -107,8 +110,3 @@ class HeldoutLoss:
             part = self.batch.select(rows)
             total += sum(float(term.total) for term in objective.loss(policy.score(part), part))
         return {"heldout_loss": total / objective.counts(self.batch)["nll"]}
-
-
-def _generator(*key: int) -> torch.Generator:
-    """A local generator that is a function of its key."""
-    return torch.Generator().manual_seed(int(digest(*key), 16) % (1 << 63))

@@ -1,0 +1,110 @@
+"""the losses, decision by decision, against formulas of the papers and finite differences"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from melior.errors import ShapeError
+from melior.losses.likelihood import nll_loss
+from melior.losses.policy_gradient import (
+    clipped_surrogate_loss,
+    kl_penalty,
+    overlong_penalty,
+    policy_gradient_loss,
+)
+from melior.masking import count_decisions, mean_decisions, select, sum_decisions
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gradient_of(value: Tensor, leaf: Tensor) -> Tensor:
+    return torch.autograd.grad(value.sum(), leaf)[0]
+
+
+OLD, ADVANTAGES, WEIGHTS = draw(3, 4, seed=1) * 0.3, draw(3, 4, seed=2), draw(3, 4, seed=3).abs()
+LOSSES = {
+    "nll": lambda log_probs: nll_loss(log_probs, WEIGHTS),
+    "policy_gradient": lambda log_probs: policy_gradient_loss(log_probs, ADVANTAGES),
+    "clipped_surrogate": lambda log_probs: clipped_surrogate_loss(
+        log_probs, OLD, ADVANTAGES, clip_low=0.1, clip_high=0.3
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_equal_finite_differences(name: str) -> None:
+    log_probs = (draw(3, 4) * 0.3).requires_grad_()
+    assert torch.autograd.gradcheck(LOSSES[name], (log_probs,), eps=1e-6, atol=1e-6, rtol=0.0)
+
+
+def test_at_ratio_one_the_surrogate_is_the_policy_gradient() -> None:
+    log_probs = draw(3, 4).requires_grad_()
+    clipped = clipped_surrogate_loss(log_probs, log_probs.detach(), ADVANTAGES)
+    assert torch.equal(clipped, -ADVANTAGES)
+    plain = gradient_of(policy_gradient_loss(log_probs, ADVANTAGES), log_probs)
+    torch.testing.assert_close(gradient_of(clipped, log_probs), plain, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [  # clip_low 0.2, clip_high 0.3; slope is d loss / d log-prob
+        (1.1, 2.0, -2.2, -2.2),  # inside
+        (1.25, 2.0, -2.5, -2.5),  # still inside: clip-higher
+        (1.5, 2.0, -2.6, 0.0),  # above, better than expected: no reason to go on
+        (1.5, -2.0, 3.0, 3.0),  # above, worse than expected: pulled back in full
+        (0.5, 2.0, -1.0, -1.0),  # below, better than expected
+        (0.5, -2.0, 1.6, 0.0),  # below, worse than expected
+    ],
+)
+def test_clipping_regions(ratio: float, advantage: float, loss: float, slope: float) -> None:
+    old = torch.tensor([[-3.0]], dtype=torch.float64)
+    log_probs = (old + math.log(ratio)).requires_grad_()
+    value = clipped_surrogate_loss(log_probs, old, torch.full_like(old, advantage), clip_low=0.2, clip_high=0.3)
+    assert value.item() == pytest.approx(loss, abs=1e-12)
+    assert gradient_of(value, log_probs).item() == pytest.approx(slope, abs=1e-12)
+
+
+def test_kl_penalty_has_the_value_of_k1_and_the_gradient_of_the_sums_to_go() -> None:
+    log_probs, reference = draw(2, 3).requires_grad_(), draw(2, 3, seed=1)
+    value = kl_penalty(log_probs, reference)
+    difference = (log_probs - reference).detach()
+    torch.testing.assert_close(value, difference)
+    to_go = torch.stack([difference[:, t:].sum(1) for t in range(3)], dim=1)
+    torch.testing.assert_close(gradient_of(value, log_probs), to_go)
+
+
+def test_the_overlong_penalty_falls_linearly_over_the_margin() -> None:
+    lengths = torch.tensor([1, 12, 13, 14, 16, 17, 40])
+    expected = [0.0, 0.0, -0.25, -0.5, -1.0, -1.0, -1.0]
+    assert overlong_penalty(lengths, limit=16, margin=4).tolist() == expected
+
+
+def test_tensors_of_two_shapes_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"\(2, 3\)"):
+        policy_gradient_loss(draw(2, 3), draw(2))
+    with pytest.raises(ShapeError):
+        clipped_surrogate_loss(draw(2, 3), draw(2, 3), draw(2, 1))
+    with pytest.raises(ShapeError):
+        kl_penalty(draw(2, 3), draw(1, 3))
+
+
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
+def test_what_is_masked_leaves_no_trace(garbage: float) -> None:
+    mask = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
+    clean = draw(3, 3)
+    dirty = clean.masked_fill(~mask, garbage)
+    for reduce in (sum_decisions, mean_decisions):
+        leaf = dirty.clone().requires_grad_()
+        value = reduce(torch.exp(select(leaf, mask)), mask)
+        torch.testing.assert_close(value, reduce(torch.exp(clean), mask))
+        gradient = gradient_of(value, leaf)
+        assert torch.equal(gradient[~mask], torch.zeros_like(gradient[~mask]))
+        assert bool(torch.isfinite(gradient).all())
+    assert int(count_decisions(mask)) == 3
+    assert mean_decisions(dirty, mask)[2] == 0

@@ -1,0 +1,95 @@
+"""advantages: unbiased, exact at zero, blind to what nobody could grade"""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from melior.advantages import group_relative, informative, leave_one_out, whiten
+
+ESTIMATORS = {
+    "mean": group_relative,
+    "std": lambda rewards, groups: group_relative(rewards, groups, divide_by_std=True),
+    "leave_one_out": leave_one_out,
+}
+
+
+def tensor(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def oracle(name: str, rewards: list[float]) -> list[float]:
+    """One group, from the papers, in plain floats."""
+    mean = statistics.fmean(rewards)
+    if name == "mean":
+        return [reward - mean for reward in rewards]
+    if name == "std":
+        return [(reward - mean) / (statistics.stdev(rewards) + 1e-4) for reward in rewards]
+    return [r - statistics.fmean(rewards[:i] + rewards[i + 1 :]) for i, r in enumerate(rewards)]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_every_estimator_is_its_papers_formula_in_any_order(name: str, data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(2, 5), min_size=1, max_size=4))
+    quarter = st.integers(-40, 40).map(lambda number: number / 4)
+    rows = [
+        (group, reward)
+        for group, size in enumerate(sizes)
+        for reward in data.draw(st.lists(quarter, min_size=size, max_size=size, unique=True))
+    ]
+    shuffled = data.draw(st.permutations(rows))
+    found = ESTIMATORS[name](tensor(*(r for _, r in shuffled)), torch.tensor([7 * g for g, _ in shuffled]))
+    for place, (group, reward) in enumerate(shuffled):
+        members = [r for g, r in rows if g == group]
+        assert found[place].item() == pytest.approx(oracle(name, members)[members.index(reward)], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_group_of_one_or_of_equals_has_advantage_exactly_zero(name: str) -> None:
+    rewards = tensor(0.3, *[0.1] * 7, math.nan, math.nan, math.nan, 0.7)
+    groups = torch.tensor([0] + [1] * 7 + [2] * 2 + [3] * 2)
+    assert ESTIMATORS[name](rewards, groups).tolist() == [0.0] * 12
+    assert not bool(informative(rewards, groups).any())
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_row_nobody_could_grade_gets_zero_and_counts_in_nobodys_mean(name: str) -> None:
+    rewards, groups = tensor(1.0, math.nan, 0.0, 0.25, 5.0, 4.0), torch.tensor([0, 0, 0, 0, 1, 1])
+    found = ESTIMATORS[name](rewards, groups)
+    known = ~torch.isnan(rewards)
+    assert found[1] == 0
+    assert torch.equal(found[known], ESTIMATORS[name](rewards[known], groups[known]))
+    assert informative(rewards, groups).tolist() == known.tolist()
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_no_rows_give_no_advantages(name: str) -> None:
+    assert ESTIMATORS[name](tensor(), torch.zeros(0, dtype=torch.long)).tolist() == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=20))
+def test_whitened_values_have_mean_zero_and_std_one(values: list[float]) -> None:
+    given = tensor(*values)
+    found = whiten(given)
+    if max(values) == min(values):
+        assert not bool(found.any())
+    elif max(values) - min(values) > 1e-3:
+        assert abs(float(found.mean())) < 1e-6
+        assert float(found.std(unbiased=False)) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_whitening_ignores_what_is_not_selected() -> None:
+    mask = torch.tensor([True, False, True, True])
+    found = whiten(tensor(1.0, math.nan, 2.0, 6.0), mask)
+    assert torch.equal(found[mask], whiten(tensor(1.0, 2.0, 6.0)))
+    assert found[1] == 0
+    assert whiten(tensor(3.0)).tolist() == [0.0]
