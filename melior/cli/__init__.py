@@ -1,0 +1,1 @@
+"""the command line: one file per group of commands"""

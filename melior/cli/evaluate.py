@@ -1,0 +1,198 @@
+"""melior evaluate, melior compare: how good, and is it better"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from melior.cli.output import JSON, STORE, first_line, interval, say, say_json, say_table, told
+from melior.cli.progress import Progress
+from melior.errors import ConfigError
+
+if TYPE_CHECKING:
+    from melior.evaluation.evaluate import Evaluation
+
+DATA = typer.Option(None, "--data", help="Held-out rows: a JSONL file, or reasoning_gym:DATA_SET.")
+GRADER = typer.Option(None, "--grader", help="module:function, file.py:function, JSON, or a .json or .yaml file.")
+ITEMS = typer.Option(None, "--items", min=1, help="The first so many rows.")
+N = typer.Option(2, "--n", min=1, help="Samples of each row, beside a greedy one.")
+MAX_TOKENS = typer.Option(128, "--max-tokens", min=1, help="Of an answer.")
+TEMPERATURE = typer.Option(1.0, "--temperature", min=0.0, help="The one it will be served with.")
+SEED = typer.Option(0, "--seed", help="Of the samples, and of generated rows.")
+CONFIG = typer.Option("{}", "--config", help="Settings of a reasoning-gym data set, as JSON.")
+
+
+@told
+def evaluate(
+    model: str = typer.Argument(..., help="A folder, a pulled name, a hub id, name@alias or ver_…"),
+    data: str = DATA,
+    grader: str = GRADER,
+    items: int = ITEMS,
+    n: int = N,
+    max_tokens: int = MAX_TOKENS,
+    temperature: float = TEMPERATURE,
+    seed: int = SEED,
+    config: str = CONFIG,
+    output: Path = typer.Option(None, "--output", help="Keep the evaluation in a file, for compare."),
+    store: str = STORE,
+    as_json: bool = JSON,
+) -> None:
+    """Grade a model's answers to held-out rows.
+
+    \b
+    melior evaluate smollm2-135m-instruct --data heldout.jsonl --grader graders.py:exact --output base.json
+    melior evaluate sums@prod --store demo/melior.db --data reasoning_gym:chain_sum --max-tokens 12
+    """
+    from melior.durable import write_file
+
+    asked = _Asked(data, grader, items, n, max_tokens, temperature, seed, config)
+    found = asked.evaluations([model], store)[0]
+    if output is not None:
+        write_file(output, json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+    if as_json:
+        say_json(found.to_json())
+        return
+    show_evaluations({model: found})
+    say()
+    for example in found.examples[:3]:
+        say(f"{first_line(example.inputs)}  →  {first_line(example.output)}  ({example.value})")
+
+
+@told
+def compare(
+    baseline: str = typer.Argument(..., help="What there was: an evaluation file, or a model."),
+    candidate: str = typer.Argument(..., help="What may replace it."),
+    data: str = DATA,
+    grader: str = GRADER,
+    items: int = ITEMS,
+    n: int = N,
+    max_tokens: int = MAX_TOKENS,
+    temperature: float = TEMPERATURE,
+    seed: int = SEED,
+    config: str = CONFIG,
+    store: str = STORE,
+    as_json: bool = JSON,
+) -> None:
+    """Say whether the second is better than the first, item by item, and what the gate makes of it.
+
+    \b
+    melior compare base.json tuned.json
+    melior compare smollm2-135m-instruct runs/a/model --data heldout.jsonl --grader graders.py:exact
+    """
+    from melior.cycles.measures import read_evaluation
+    from melior.evaluation.compare import compare as compared
+    from melior.evaluation.gates import GUARDS, Gate, decide
+
+    names = [baseline, candidate]
+    files = [Path(name).is_file() for name in names]
+    if any(files) and not all(files):
+        raise ConfigError(f"{names[files.index(True)]} is an evaluation file and the other is none; give two of a kind")
+    if all(files):
+        before, after = (read_evaluation(Path(name)) for name in names)
+    else:
+        asked = _Asked(data, grader, items, n, max_tokens, temperature, seed, config)
+        before, after = asked.evaluations(names, store)
+    comparison = compared(after, before)
+    guards = tuple(guard for guard in GUARDS if guard.metric in comparison.differences)
+    verdict = decide(comparison, Gate(guards=guards))
+    if as_json:
+        say_json({"gain": comparison.gain.to_json(), "items": comparison.items, "gate": verdict.to_json()})
+        return
+    show_evaluations({baseline: before, candidate: after})
+    say()
+    say(f"gain  {interval(comparison.gain.to_json(), sign=True)}")
+    say(f"gate  {verdict.sentence}")
+
+
+def show_evaluations(found: dict[str, Evaluation]) -> None:
+    """Evaluations side by side."""
+    rows = []
+    for name, one in found.items():
+        told = one.to_json()
+        passed = "  ".join(f"@{k} {share:.3f}" for k, share in one.pass_at.items())
+        counts = (len(one.items), one.excluded, one.tokens)
+        rows.append((first_line(name, 40), interval(told["reward"]), interval(told["greedy"]), passed or None, *counts))
+    say_table(["model", "reward", "greedy", "pass", "items", "excluded", "tokens"], rows)
+
+
+class _Asked:
+    """What both commands take to evaluate models."""
+
+    def __init__(
+        self,
+        data: str | None,
+        grader: str | None,
+        items: int | None,
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        config: str,
+    ) -> None:
+        """Raises ConfigError if there are no rows or no grader."""
+        if data is None:
+            raise ConfigError("there is nothing to evaluate on; give --data FILE or --data reasoning_gym:DATA_SET")
+        generated = data.removeprefix("reasoning_gym:") if data.startswith("reasoning_gym:") else None
+        if grader is None and generated is None:
+            raise ConfigError(f"nobody grades the answers to {data}; give --grader")
+        self.spec = {"type": "reasoning_gym", "dataset": generated} if grader is None else _grader(grader)
+        self.data, self.items, self.seed, self.config = data, items, seed, _object(config, "--config")
+        self.n, self.max_tokens, self.temperature = n, max_tokens, temperature
+
+    def evaluations(self, models: list[str], where: str | None) -> list[Evaluation]:
+        """One per model, on the same rows with the same grader."""
+        from melior.cycles.ledger import record_evaluation
+        from melior.cycles.measures import open_pool
+        from melior.cycles.models import find_model
+        from melior.cycles.rows import check_room, read_tasks
+        from melior.evaluation import evaluate
+        from melior.policies.language import LanguagePolicy
+        from melior.store import Store
+        from melior.types import Sampling
+
+        sampling = Sampling(n=self.n, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed)
+        tasks = read_tasks(self.data, items=self.items, seed=self.seed, config=self.config)
+        results = []
+        with Store.open(where) as store, open_pool(self.spec) as pool, Progress() as progress:
+            found = [find_model(model, store) for model in models]
+            for model, one in zip(models, found, strict=True):
+                progress(f"loading {first_line(model, 40)}", 0, 1)
+                policy = LanguagePolicy.load(one.path)
+                check_room(policy, tasks, sampling)
+
+                def told(done: int, total: int, model: str = model) -> None:
+                    progress(f"evaluating {first_line(model, 40)}", done, total)
+
+                name = pool.grader.name
+                results.append(evaluate.evaluate(policy, tasks, pool, sampling, progress=told, grader=name))
+                if one.version is not None:
+                    record_evaluation(store, results[-1], version_id=one.version.id)
+        return results
+
+
+def _grader(text: str) -> Any:
+    """A grader's setting from what was typed."""
+    from melior.cycles.recipe import absolute_grader
+
+    path = Path(text)
+    if path.suffix in (".json", ".yaml", ".yml"):
+        import yaml
+
+        try:
+            return absolute_grader(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent.absolute())
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"the grader file {path} cannot be read: {error}") from error
+    return _object(text, "--grader") if text.lstrip().startswith("{") else absolute_grader(text, Path.cwd())
+
+
+def _object(text: str, option: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{option} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{option} must be a JSON object, got {text!r:.40}")
+    return found

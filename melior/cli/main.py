@@ -1,0 +1,80 @@
+"""melior's command line
+
+Modules are imported when a command runs, so that `melior --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+import typer
+
+from melior.cli import chat, demo, evaluate, models, pull, runs, train
+from melior.cli.output import Errors
+
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # our own bars say more
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+app = typer.Typer(
+    name="melior",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("pull")(pull.pull)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(evaluate.compare)
+app.command("chat")(chat.chat)
+app.command("demo")(demo.demo)
+app.add_typer(models.app, name="models")
+app.add_typer(runs.app, name="runs")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"melior {version('melior')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks; may stand anywhere in the command."),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Makes models better from feedback: train, prove it on held-out data, pass a gate, promote.
+
+    \b
+    melior demo                                    the whole trip on a small model
+    melior pull smollm2-135m-instruct              fetch a model once
+    melior train run.yaml                          train, evaluate, gate and register a version
+    melior evaluate MODEL --data rows.jsonl        rewards on held-out data, with intervals
+    melior compare before.json after.json          paired difference and the gate's verdict
+    melior chat MODEL                              talk to a model
+    """
+
+
+def main() -> None:
+    """What the `melior` command runs."""
+    arguments = sys.argv[1:]
+    if "--debug" in arguments:
+        Errors.debug = True
+        arguments = [argument for argument in arguments if argument != "--debug"]
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", module=r"(peft|transformers|huggingface_hub)\b")
+    app(args=arguments)
+
+
+if __name__ == "__main__":
+    main()
