@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from melior.cli.output import JSON, STORE, say, say_json, told, warn
+from melior.cli.output import JSON, STORE, say, say_json, shown, told, warn
 from melior.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def chat(
     talk = Talk(policy, settings, system)
     if message is not None:
         answer = "".join(talk.answer(message))
-        say_json({"message": message, "answer": answer}) if as_json else say(answer)
+        say_json({"message": message, "answer": answer}) if as_json else say(shown(answer))
         return
     _converse(talk)
 
@@ -93,14 +93,14 @@ def stream(policy: LanguagePolicy, inputs: Any, settings: Sampling) -> Iterator[
         )
     engine = policy.engine()
     engine.submit(Request(id=0, context=context, settings=settings))
-    shown = ""
+    told_so_far = ""
     while engine.step():
         text = policy.renderer.text(engine.rows[0].decisions) if engine.rows else ""
-        if text.startswith(shown) and not text.endswith(HALF):
-            yield text[len(shown) :]
-            shown = text
+        if text.startswith(told_so_far) and not text.endswith(HALF):
+            yield text[len(told_so_far) :]
+            told_so_far = text
     whole = engine.collect()[0].text
-    yield whole[len(shown) :]
+    yield whole[len(told_so_far) :]
 
 
 def _converse(talk: Talk) -> None:
@@ -126,7 +126,7 @@ def _converse(talk: Talk) -> None:
 def _print_answer(talk: Talk, line: str) -> None:
     try:
         for piece in talk.answer(line):
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
         say()
     except KeyboardInterrupt:
         say(" …")

@@ -35,17 +35,10 @@ def list_models(
         return say_json([{**vars(version), "aliases": held[version.id]} for version in versions])
     if not versions:
         return say("there are no versions yet; melior train makes one")
-    rows = [
-        (
-            v.id,
-            v.name,
-            " ".join(held[v.id]),
-            v.method,
-            interval(v.metrics.get("reward")),
-            v.created[:16].replace("T", " "),
-        )
-        for v in versions
-    ]
+    rows = []
+    for one in versions:
+        reward, when = interval(one.metrics.get("reward")), one.created[:16].replace("T", " ")
+        rows.append((one.id, one.name, " ".join(held[one.id]), one.method, reward, when))
     say_table(["version", "name", "alias", "method", "held-out reward", "created (UTC)"], rows)
 
 

@@ -42,7 +42,7 @@ def told(command: Callable[P, R]) -> Callable[P, R]:
             warn(f"melior: {stop if str(stop) else 'stopped'}; the same command goes on from where it stopped")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:  # `melior … | head`
-            sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush into
+            sys.stdout = None  # nothing is left to flush into
             raise typer.Exit(1) from None
         except Exception as error:
             if Errors.debug:
@@ -88,10 +88,10 @@ def _plain(value: Any) -> Any:
 
 def say_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Rows in aligned columns, numbers to the right; plain text, so that it can be piped."""
-    shown = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    widths = [max([len(name), *(len(row[i]) for row in shown)]) for i, name in enumerate(columns)]
-    right = [bool(shown) and all(_numeric(row[i]) for row in shown) for i in range(len(columns))]
-    for row in [list(columns), ["─" * width for width in widths], *shown]:
+    cells_of = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max([len(name), *(len(row[i]) for row in cells_of)]) for i, name in enumerate(columns)]
+    right = [bool(cells_of) and all(_numeric(row[i]) for row in cells_of) for i in range(len(columns))]
+    for row in [list(columns), ["─" * width for width in widths], *cells_of]:
         cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
         say("  ".join(cells).rstrip())
 
@@ -108,7 +108,12 @@ def interval(fields: Mapping[str, Any] | None, *, sign: bool = False) -> str:
     return f"{fields['estimate']:{'+' if sign else ''}.3f} [{low}, {high}]"
 
 
+def shown(text: str) -> str:
+    """A model's text without the control characters that would steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def first_line(text: Any, width: int = 60) -> str:
     """A text on one line, cut to a width."""
-    line = " ".join(str(text).split())
+    line = shown(" ".join(str(text).split()))
     return line if len(line) <= width else line[: width - 1] + "…"

@@ -91,9 +91,8 @@ def _show_mask(recipe: Recipe, store: Any, count: int) -> None:
     batch = policy.encode(rows)
     tokens = policy.renderer.tokenizer
     for turn, owner in enumerate(batch.columns["examples"].tolist()):
-        say(
-            f"{rows[owner].id or f'row {owner + 1}'}: {len(batch.inputs[turn])} tokens read, {int(batch.mask[turn].sum())} decided"
-        )
+        read, count = len(batch.inputs[turn]), int(batch.mask[turn].sum())
+        say(f"{rows[owner].id or f'row {owner + 1}'}: {read} tokens read, {count} decided")
         learnt = (batch.mask[turn] & (batch.weights[turn] != 0)).tolist()
         decided = zip(batch.outputs[turn][0], learnt, strict=False)
         for token, mark in [*((token, False) for token in batch.inputs[turn]), *decided]:
