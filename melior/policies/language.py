@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from melior.data.chat import Renderer, Template, Turn
-from melior.durable import durable_folder
+from melior.durable import MANIFEST, durable_folder, verify_folder
 from melior.errors import ConfigError, DataError, ModelError
 from melior.policies.adapters import LoRA, add_adapter, is_adapter, load_adapter, without_adapter
 from melior.policies.backbones import CausalBackbone, LayoutName, load_backbone, resolve
@@ -72,15 +72,16 @@ class LanguagePolicy:
 
         Raises:
             ModelError: if weights, tokenizer or template are missing or do not fit; LayoutError for a layout.
+            CheckpointError: if a folder that melior wrote is damaged.
         """
-        folder = resolve(path)
+        folder = _whole(resolve(path))
         base, trained = str(path), None
         if isinstance(folder, Path) and is_adapter(folder):
             if adapter is not None:
                 raise ConfigError(f"{path} already holds an adapter; load it without adapter=, or merge it first")
             trained = folder
             base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-            folder = resolve(base)
+            folder = _whole(resolve(base))
         backbone, tokenizer = load_backbone(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         if trained is not None:
             backbone.model = load_adapter(backbone.model, trained)
@@ -336,6 +337,13 @@ class LanguagePolicy:
     def engine(self, **limits: int) -> Engine:
         """A fresh sampling engine over this policy's weights."""
         return Engine(self.backbone, self.renderer, **limits)
+
+
+def _whole(folder: Path | str) -> Path | str:
+    """The same folder, once every file is found to be what melior wrote; folders of others hold no such record."""
+    if isinstance(folder, Path) and (folder / MANIFEST).is_file():
+        verify_folder(folder)
+    return folder
 
 
 def _scatter(mask: Tensor, place: Tensor, values: Tensor) -> Tensor:
