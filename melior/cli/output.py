@@ -6,6 +6,7 @@ import functools
 import json
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from melior.errors import MeliorError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+HIDDEN = "\N{REPLACEMENT CHARACTER}"
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 JSON = typer.Option(False, "--json", help="Print JSON.")
 STORE = typer.Option(None, "--store", help="The registry's database: a file or a URL. Default: the one in MELIOR_HOME.")
@@ -110,7 +112,7 @@ def interval(fields: Mapping[str, Any] | None, *, sign: bool = False) -> str:
 
 def shown(text: str) -> str:
     """A model's text without the control characters that would steer a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(HIDDEN if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def first_line(text: Any, width: int = 60) -> str:
