@@ -56,9 +56,7 @@ def durable_folder(path: Path) -> Iterator[Path]:
         if aside.exists() and not path.exists():
             os.rename(aside, path)
         if isinstance(error, OSError):
-            raise CheckpointError(
-                f"Cannot write {path}: {error.strerror or error}; free some space and try again"
-            ) from error
+            raise _unwritable(path, error) from error
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -83,9 +81,7 @@ def write_file(path: Path, content: bytes | str) -> None:
         _sync(path.parent)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"Cannot write {path}: {error.strerror or error}; free some space and try again"
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 def append_file(path: Path, content: str) -> None:
@@ -99,16 +95,14 @@ def append_file(path: Path, content: str) -> None:
             file.write(content)
             failpoint("lines written")
     except OSError as error:
-        raise CheckpointError(
-            f"Cannot write {path}: {error.strerror or error}; free some space and try again"
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 def verify_folder(path: Path) -> None:
     """Passes when every file of a durable folder is bitwise what was written.
 
     Raises:
-        CheckpointError: naming the first file that is missing or changed.
+        CheckpointError: naming the first file that is missing, changed or unexpected; hidden files do not count.
     """
     try:
         manifest = dict(json.loads((path / MANIFEST).read_text()))
@@ -122,7 +116,6 @@ def verify_folder(path: Path) -> None:
             raise CheckpointError(f"{file} is missing; use an older checkpoint")
         if file_digest(file) != digest:
             raise CheckpointError(f"{file} is damaged: its sha256 is not the recorded one; use an older checkpoint")
-
     for name in _files(path):
         if name not in manifest and not name.startswith("."):
             raise CheckpointError(f"{path / name} was not there when the folder was written; take it away")

@@ -33,10 +33,14 @@ class LoRA:
 
 
 def add_adapter(model: Any, lora: LoRA) -> PeftModel:
-    """The model with a fresh adapter, which changes nothing until trained."""
+    """The model with a fresh adapter, which changes nothing until trained.
+
+    Raises:
+        ConfigError: if the model has none of the targets.
+    """
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=lora.alpha if lora.alpha is not None else 2 * lora.r,
+        lora_alpha=lora.alpha if lora.alpha is not None else 2 * lora.r,  # type: ignore[arg-type]
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         lora_dropout=0.0,
         bias="none",
@@ -44,7 +48,11 @@ def add_adapter(model: Any, lora: LoRA) -> PeftModel:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(lora.seed)
-        return fuse(get_peft_model(model, config))
+        try:
+            return fuse(get_peft_model(model, config))
+        except ValueError as error:
+            wanted = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
+            raise ConfigError(f'LoRA finds no matrix to adapt with targets {wanted}; try "all-linear"') from error
 
 
 def load_adapter(model: Any, folder: Path) -> PeftModel:
@@ -76,7 +84,7 @@ def fuse(model: PeftModel) -> PeftModel:
 
     for module in model.modules():
         if isinstance(module, Linear) and type(module.get_base_layer()) is torch.nn.Linear:
-            module.forward = _FusedForward(module)  # type: ignore[method-assign]
+            module.forward = _FusedForward(module)  # type: ignore[method-assign, assignment]
     return model
 
 

@@ -114,6 +114,10 @@ class LanguagePolicy:
         if mine.keys() != state.keys():
             odd = sorted(mine.keys() ^ state.keys())
             raise ModelError(f"The state does not fit: {len(odd)} tensor names differ, first {odd[0]}")
+        for name, parameter in mine.items():
+            if parameter.shape != state[name].shape:
+                shapes = f"{tuple(state[name].shape)}, the model has {tuple(parameter.shape)}"
+                raise ModelError(f"The state does not fit: {name} has shape {shapes}")
         with torch.no_grad():
             for name, parameter in mine.items():
                 parameter.copy_(state[name])
@@ -125,13 +129,17 @@ class LanguagePolicy:
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def parameter_groups(self, rates: Rates) -> list[ParameterGroup]:
-        """Trainable parameters by learning rate and weight decay; vectors (norms, biases) never decay."""
+        """Trainable parameters by learning rate and weight decay; vectors (norms, biases) never decay.
+
+        Raises:
+            ConfigError: for a pattern that is no regular expression, or matches no trainable parameter.
+        """
         groups: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
         unused = set(rates.factors)
         for name, parameter in self.backbone.trainable():
-            pattern = next((p for p in rates.factors if re.search(p, name)), None)
-            unused.discard(pattern or "")
-            rate = rates.learning_rate * (1.0 if pattern is None else rates.factors[pattern])
+            found = [pattern for pattern in rates.factors if _matches(pattern, name)]
+            unused.difference_update(found)
+            rate = rates.learning_rate * (rates.factors[found[0]] if found else 1.0)
             if rate > 0:
                 decay = rates.weight_decay if parameter.dim() > 1 else 0.0
                 groups.setdefault((rate, decay), []).append((name, parameter))
@@ -337,6 +345,13 @@ class LanguagePolicy:
     def engine(self, **limits: int) -> Engine:
         """A fresh sampling engine over this policy's weights."""
         return Engine(self.backbone, self.renderer, **limits)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise ConfigError(f"Learning-rate pattern {pattern!r} is no regular expression: {error}") from error
 
 
 def _whole(folder: Path | str) -> Path | str:

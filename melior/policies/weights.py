@@ -51,7 +51,7 @@ def resolve(name: str | Path) -> Path | str:
         ModelError: for a name that `melior pull` knows and that was not pulled, or a path that does not exist.
     """
     path = Path(name)
-    if path.is_dir():
+    if str(name) and path.is_dir():
         return path
     if str(name) in KNOWN:
         pulled = home() / "models" / str(name)
@@ -70,15 +70,21 @@ def pull(name: str) -> Path:
     Raises:
         ModelError: if it cannot be fetched, or its checksum is wrong.
     """
+    if name and Path(name).is_dir():
+        return Path(name)
     target = home() / "models" / name
     if target.is_dir():
         verify_folder(target)
         return target
-    if Path(name).is_dir():
-        return Path(name)
     if name in KNOWN:
         with tempfile.TemporaryDirectory() as scratch:
-            _convert(_fetch(KNOWN[name], Path(scratch)), target)
+            file = _fetch(KNOWN[name], Path(scratch))
+            try:
+                _convert(file, target)
+            except (ValueError, KeyError, RuntimeError, OSError) as error:
+                raise ModelError(
+                    f"Cannot convert the weights of {name}: {str(error).strip().splitlines()[0]}"
+                ) from error
         return target
     return _mirror(name, target)
 
@@ -125,8 +131,8 @@ def _convert(gguf: Path, target: Path) -> None:
     model.tie_weights()
     model.generation_config = quantised.generation_config
     # The converter names the wrong end token and forgets that this tokenizer splits digits.
-    ends = tokenizer.convert_ids_to_tokens([config.bos_token_id, config.eos_token_id])
-    tokenizer.bos_token, tokenizer.eos_token = ends
+    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(config.bos_token_id)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     tokenizer.pad_token = tokenizer.eos_token
     backend = tokenizer.backend_tokenizer
     digits = pre_tokenizers.Digits(individual_digits=True)
