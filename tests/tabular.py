@@ -103,7 +103,7 @@ class Tabular:
             kept = output[: decided.shape[1]]
             decided[row, : len(kept)] = torch.tensor(kept, dtype=torch.long)
         nodes = self._nodes(decided)
-        table = torch.log_softmax(logits[torch.tensor(batch.inputs)[:, None], nodes], -1)  # [B, T, V]
+        table = torch.log_softmax(logits[torch.tensor(batch.inputs, dtype=torch.long)[:, None], nodes], -1)  # [B, T, V]
         chosen = table.gather(-1, decided[:, :, None])[:, :, 0]
         bits = torch.where(batch.mask, -(table.exp() * table).sum(-1), 0.0) if entropy else None
         return Scored(torch.where(batch.mask, chosen, 0.0), bits)
