@@ -145,12 +145,19 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def _mirror(name: str, target: Path) -> Path:
+    """A hub id's files, in a folder of ours."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:
-        with durable_folder(target) as draft:
-            snapshot_download(name, local_dir=str(draft), allow_patterns=MODEL_FILES)
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise ModelError(f"Cannot fetch {name} from the model hub: {str(error).strip().splitlines()[0]}") from error
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"There is nothing called {name!r} to fetch; give a hub id (owner/name), or one of: {', '.join(KNOWN)}"
+        )
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    with durable_folder(target) as draft:
+        try:
+            snapshot_download(name, local_dir=str(draft), allow_patterns=wanted)
+        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ModelError(f"Cannot fetch {name} from the model hub: {reason}") from error
     return target

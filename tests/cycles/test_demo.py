@@ -27,10 +27,18 @@ STAGE = {
 def tiny(model: Path, **numbers: Any) -> DemoSettings:
     """The demonstration's shape with numbers for a test."""
     config = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
-    sizes = {"heldout": 32, "demonstrations": 16, "sft_batch": 4, "tasks": 12, "prompts": 3, "group": 4, "rft_steps": 3}
-    rates = {"sft_rate": 1e-2, "rft_rate": 1e-3}
+    sizes = {
+        "heldout": 32,
+        "demonstrations": 64,
+        "sft_batch": 8,
+        "sft_epochs": 2,
+        "tasks": 24,
+        "prompts": 6,
+        "rft_steps": 4,
+    }
+    rates = {"sft_rate": 1e-2, "rft_rate": 3e-3}
     return DemoSettings(
-        **{"model": str(model), "config": config, "max_tokens": 3, "checkpoint_every": 1, **sizes, **rates, **numbers}
+        **{"model": str(model), "config": config, "max_tokens": 3, "checkpoint_every": 3, **sizes, **rates, **numbers}
     )
 
 
@@ -55,7 +63,7 @@ def test_the_summary_has_the_agreed_form(done: Demo) -> None:
     base, sft, rft = summary["stages"]
     assert sft["gain"] == pytest.approx(sft["reward"] - base["reward"])
     assert rft["gain"] == pytest.approx(rft["reward"] - sft["reward"])
-    assert 0 < sft["nodes"] < sft["padded_tokens"]
+    assert all(0 < stage["nodes"] < stage["padded_tokens"] for stage in (sft, rft))  # both really trained
 
 
 def test_its_registry_tells_the_same_story(done: Demo) -> None:
@@ -84,27 +92,24 @@ KILLED = """
 import json, os, signal, sys, torch
 torch.set_num_threads(1)
 from melior.cycles.demo import DemoSettings, run_demo
-left = int(sys.argv[3])
-def report(what, part, total, note):
-    global left
-    left -= 1
-    if left == 0:
+def report(what, done, total, note):
+    if what == sys.argv[3] and done == int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
 run_demo(DemoSettings(**json.loads(sys.argv[1])), sys.argv[2], report=report)
 """
 
 
-def test_killed_anywhere_it_goes_on_to_the_same_numbers(
+def test_killed_in_both_stages_it_goes_on_to_the_same_numbers(
     done: Demo, folder_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     settings = json.dumps(vars(tiny(folder_of("llama"))))
     folder = tmp_path / "demo"
     environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     ends = []
-    for reports in (5, 8, 4, 0):  # in SFT's training, after its saving, in RFT's training, never
-        command = [sys.executable, "-c", KILLED, settings, str(folder), str(reports)]
+    for moment in (("SFT: training", 8), ("RFT: training", 2), ("never", 0)):
+        command = [sys.executable, "-c", KILLED, settings, str(folder), *map(str, moment)]
         ends.append(subprocess.run(command, env=environment, check=False, capture_output=True).returncode)
-    assert ends == [-signal.SIGKILL] * 3 + [0]
+    assert ends == [-signal.SIGKILL, -signal.SIGKILL, 0]
     assert without_seconds(json.loads((folder / "summary.json").read_text())) == without_seconds(done.summary)
     saved = ["models/sft/adapter_model.safetensors", "models/rft/adapter_model.safetensors"]
     assert all((folder / name).read_bytes() == (done.folder / name).read_bytes() for name in saved)
