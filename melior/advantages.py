@@ -90,6 +90,8 @@ def _group_sum(values: Tensor, valid: Tensor, index: Tensor, counts: Tensor) -> 
 
 def _constant(rewards: Tensor, valid: Tensor, index: Tensor, counts: Tensor) -> Tensor:
     """Which groups hold one reward only; compared exactly, since a mean of equal floats need not equal them."""
-    high = torch.full_like(counts, -torch.inf).scatter_reduce_(0, index, torch.where(valid, rewards, -torch.inf), "amax")
+    high = torch.full_like(counts, -torch.inf).scatter_reduce_(
+        0, index, torch.where(valid, rewards, -torch.inf), "amax"
+    )
     low = torch.full_like(counts, torch.inf).scatter_reduce_(0, index, torch.where(valid, rewards, torch.inf), "amin")
     return ~(high > low)

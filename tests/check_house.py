@@ -13,7 +13,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- tree -->", "<!-- /tree -->"
 BANNED_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-BANNED_CALLS = {("torch", "load"), ("torch", "save"), ("yaml", "load"), ("yaml", "unsafe_load"), ("numpy", "load"), ("np", "load")}
+BANNED_CALLS = {
+    ("torch", "load"),
+    ("torch", "save"),
+    ("yaml", "load"),
+    ("yaml", "unsafe_load"),
+    ("numpy", "load"),
+    ("np", "load"),
+}
 BANNED_NAMES = {"eval", "exec"}
 
 
@@ -39,13 +46,12 @@ def banned(file: Path) -> Iterator[str]:
             for name in names:
                 if name.split(".")[0] in BANNED_MODULES:
                     yield f"{where}: imports {name}; use safetensors or JSON"
-        if isinstance(node, ast.Call):
-            called = node.func
-            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
-                if (called.value.id, called.attr) in BANNED_CALLS:
-                    yield f"{where}: calls {called.value.id}.{called.attr}; use safetensors or a safe loader"
-            if isinstance(called, ast.Name) and called.id in BANNED_NAMES:
-                yield f"{where}: calls {called.id}"
+        called = node.func if isinstance(node, ast.Call) else None
+        owner = called.value if isinstance(called, ast.Attribute) else None
+        if isinstance(owner, ast.Name) and (owner.id, called.attr) in BANNED_CALLS:  # type: ignore[union-attr]
+            yield f"{where}: calls {ast.unparse(node.func)}; use safetensors or a safe loader"  # type: ignore[attr-defined]
+        if isinstance(called, ast.Name) and called.id in BANNED_NAMES:
+            yield f"{where}: calls {called.id}"
 
 
 def modules() -> list[Path]:

@@ -92,13 +92,14 @@ def load_backbone(
     name = str(folder)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=DTYPES[dtype],
             attn_implementation=_wanted_attention(config),
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
+        model, report = loaded
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"Cannot load a causal language model from {name}: {_first_line(error)}") from error
     if report["missing_keys"]:

@@ -44,8 +44,9 @@ class Forest:
 
     def to(self, device: torch.device | str) -> Forest:
         """The same forest with its arrays on a device."""
-        moved = [getattr(self, name).to(device) for name in ("tokens", "positions", "parents", "ends")]
-        return Forest(*moved, paths=self.paths)
+        arrays = (self.tokens, self.positions, self.parents, self.ends)
+        tokens, positions, parents, ends = (array.to(device) for array in arrays)
+        return Forest(tokens, positions, parents, ends, self.paths)
 
 
 def grow(sequences: Sequence[Sequence[int]]) -> Forest:
@@ -78,8 +79,7 @@ def grow(sequences: Sequence[Sequence[int]]) -> Forest:
         previous = sequence
     for node in stack:
         ends[node] = len(tokens)
-    arrays = [torch.tensor(values, dtype=torch.long) for values in (tokens, positions, parents, ends)]
-    return Forest(*arrays, paths=paths)
+    return Forest(torch.tensor(tokens), torch.tensor(positions), torch.tensor(parents), torch.tensor(ends), paths)
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -34,7 +34,9 @@ class Rollout:
         return math.nan if self.score.value is None else self.score.value
 
 
-def collect(policy: Samples, tasks: Sequence[Task], grader: Grades, sampling: Sampling, *, step: int = 0) -> list[Rollout]:
+def collect(
+    policy: Samples, tasks: Sequence[Task], grader: Grades, sampling: Sampling, *, step: int = 0
+) -> list[Rollout]:
     """`sampling.n` rollouts per task, in order; the outputs of one task share a group."""
     records = policy.sample([task.inputs for task in tasks], sampling, step=step)
     owned = [
