@@ -8,7 +8,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,14 @@ class Poisoned(Supervised):
 
     at: tuple[int, ...] = ()
     kind: str = "loss"
-    seen: list[int] = field(default_factory=list)
 
     def prepare(self, step: Step, policy: Any) -> Step:
-        self.seen.append(len(self.seen))
-        return step
+        index = round(step.metrics["epoch"] * 3)  # of `examples`, three steps an epoch
+        return step.with_columns(broken=torch.full((len(step.batch),), index in self.at))
 
     def loss(self, scored: Scored, batch: Batch) -> list[Term]:
         (term,) = super().loss(scored, batch)
-        if self.seen[-1] not in self.at:
+        if not bool(batch.columns["broken"].any()):
             return [term]
         broken = term.total * math.nan if self.kind == "loss" else term.total + torch.sqrt(scored.log_probs.sum() * 0)
         return [Term("nll", broken)]
@@ -249,6 +248,35 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, n
     assert logged == list(range(12))
 
 
+def interrupt_after(step: int) -> Callable[..., None]:
+    def on_step(done: int, total: int, metrics: Any) -> None:
+        if done == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return on_step
+
+
+@pytest.mark.parametrize("after", range(5, 8))
+def test_patience_outlives_an_interruption(tmp_path: Path, after: int) -> None:
+    policy = Tabular()
+    values = [0.5, 0.6, 0.1, 0.2, 0.9, 0.9]  # after steps 2, 4, …
+    config = FitConfig(folder=tmp_path, evaluate_every=2, best_metric="quality", patience=2)
+    scripted = Scripted(values)
+    with pytest.raises(KeyboardInterrupt):
+        fit(policy, examples(policy), Supervised(), config, evaluation=scripted, on_step=interrupt_after(after))
+    run = fit(policy, examples(policy), Supervised(), config, evaluation=scripted)
+    assert (run.steps, run.best_step, scripted.calls) == (8, 4, 4)
+
+
+def test_skips_in_a_row_outlive_an_interruption(tmp_path: Path) -> None:
+    policy = Tabular()
+    config = FitConfig(folder=tmp_path, max_skipped=2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(policy, examples(policy), Poisoned(at=(4, 5)), config, on_step=interrupt_after(5))
+    with pytest.raises(NonFiniteError, match=r"2 steps in a row, the last of them 5.*checkpoint is step 5"):
+        fit(policy, examples(policy), Poisoned(at=(4, 5)), config)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -282,15 +310,12 @@ def test_samples_of_any_text_survive_a_cut_log(tmp_path: Path) -> None:
     def run(steps: int) -> Run:
         batch = policy.encode(ROWS)
         return fit(
-            policy, Told([batch] * 4), Supervised(), FitConfig(folder=tmp_path, checkpoint_every=2), on_step=stop(steps)
+            policy,
+            Told([batch] * 4),
+            Supervised(),
+            FitConfig(folder=tmp_path, checkpoint_every=2),
+            on_step=interrupt_after(steps),
         )
-
-    def stop(after: int) -> Callable[..., None]:
-        def on_step(done: int, total: int, metrics: Any) -> None:
-            if done == after:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        return on_step
 
     with pytest.raises(KeyboardInterrupt):
         run(3)
