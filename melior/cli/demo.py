@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from melior.cli.models import show_lineage
-from melior.cli.output import JSON, first_line, interval, say, say_json, say_table, told
+from melior.cli.output import JSON, first_line, interval, last_part, say, say_json, say_table, told
 from melior.cli.progress import Progress, clock
 
 if TYPE_CHECKING:
@@ -86,5 +86,5 @@ def _show_answers(done: Demo) -> None:
     for index, example in enumerate(stages["base"].examples):
         answers = [one.examples[index] for one in stages.values()]
         shown = [f"{first_line(a.greedy, 24)} {'✓' if a.greedy_value == 1 else '✗'}" for a in answers]
-        rows.append((first_line(example.inputs, 64), *shown))
+        rows.append((last_part(example.inputs, 40), *shown))
     say_table(["question", *stages], rows)

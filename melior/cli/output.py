@@ -119,3 +119,9 @@ def first_line(text: Any, width: int = 60) -> str:
     """A text on one line, cut to a width."""
     line = shown(" ".join(str(text).split()))
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def last_part(text: Any, width: int = 60) -> str:
+    """A text on one line, its beginning cut off: questions often differ at their end."""
+    line = shown(" ".join(str(text).split()))
+    return line if len(line) <= width else "…" + line[1 - width :]
