@@ -1,0 +1,190 @@
+"""melior beside TRL 1.16 on this machine: SFT and GRPO, interleaved, written to results.json and results.md
+
+    python benchmarks/run.py                 three rounds, about half an hour on two cores
+    python benchmarks/run.py --rounds 1 --sft-steps 4 --quick
+
+The peer lives in an environment of its own (`.benchmark-venv`, made on first use). Every measurement is a
+process of its own; a round runs melior, TRL by its defaults and TRL tuned, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PEER = ["torch==2.13.0", "trl==1.16.0", "transformers==5.23.0", "peft==0.21.2", "datasets==5.2.0"]
+TUNED = {"sft": ("plain", "sorted", "packed"), "grpo": ("plain",)}  # tried once; the best is measured in every round
+GOALS = {"sft": (3.0, 1.5), "grpo": (5.0, 5.0)}  # against defaults, against tuned
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sft-steps", type=int, default=10, help="of 16 rows each")
+    parser.add_argument("--grpo-steps", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--peer-python", type=Path, help="an environment with TRL; default: .benchmark-venv")
+    parser.add_argument("--quick", action="store_true", help="tune the peer by leaving gradient checkpointing off only")
+    args = parser.parse_args()
+    peer = args.peer_python or environment()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "workload.json"
+        call(sys.executable, "ours.py", "prepare", "--workload", file, "--threads", args.threads)
+        found = {job: measure(job, args, peer, file) for job in ("sft", "grpo")}
+        peak = call(sys.executable, "ours.py", "peak", "--workload", file, "--threads", args.threads)["peak"]["mixed"]
+        tables = call(sys.executable, "ours.py", "profile", "--workload", file, "--threads", args.threads)["profile"]
+    results = {job: summary(job, runs, peak) for job, runs in found.items()}
+    (HERE / "results.json").write_text(json.dumps({"cpu": results}, indent=1) + "\n")
+    (HERE / "results.md").write_text(page(results, found, tables, peak, args))
+
+
+def environment() -> Path:
+    """The peer's interpreter, installed on first use."""
+    folder = HERE.parent / ".benchmark-venv"
+    python = folder / "bin" / "python"
+    if not (folder / ".installed").is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        for packages in ([PEER[0]], PEER):  # torch first, so that nothing else chooses it
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+        (folder / ".installed").touch()
+    return python
+
+
+def call(python: Any, script: str, *arguments: Any) -> dict[str, Any]:
+    """Runs one measurement; its last line is JSON."""
+    command = [str(python), script, *map(str, arguments)]
+    print(time.strftime("%H:%M:%S"), " ".join(command[1:]), file=sys.stderr, flush=True)
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    lines = done.stdout.strip().splitlines()
+    return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+
+
+def measure(job: str, args: argparse.Namespace, peer: Path, file: Path) -> dict[str, list[dict[str, Any]]]:
+    """Per side the measurements of every round. The peer's tuned setting is chosen in the first."""
+    steps = args.sft_steps if job == "sft" else args.grpo_steps
+    common = ("--workload", file, "--steps", steps, "--threads", args.threads, "--started")
+
+    def theirs(setting: str) -> dict[str, Any]:
+        return {**call(peer, "peer.py", job, setting, *common, time.time()), "setting": setting}
+
+    runs: dict[str, list[dict[str, Any]]] = {"melior": [], "default": [], "tuned": []}
+    choices = TUNED[job][:1] if args.quick else TUNED[job]
+    for number in range(args.rounds):
+        runs["melior"].append(call(sys.executable, "ours.py", job, *common, time.time()))
+        runs["default"].append(theirs("default"))
+        tried = [theirs(setting) for setting in choices]
+        best = min(tried, key=lambda run: sum(run["seconds"]))
+        runs["tuned"].append(best)
+        if number == 0:
+            choices = (best["setting"],)
+    return runs
+
+
+def summary(job: str, runs: dict[str, list[dict[str, Any]]], peak: float) -> dict[str, Any]:
+    """The figures of one job: ratios of medians."""
+    ours, default, tuned = (seconds(runs[side]) for side in ("melior", "default", "tuned"))
+    mine = runs["melior"][0]
+    tokens = mine.get("tokens") or runs["melior"][0]["rows"] * 32
+    rate = mine["flops"] * len(mine["seconds"]) / ours
+    return {
+        "speedup_vs_default": round(default / ours, 2),
+        "speedup_vs_tuned": round(tuned / ours, 2),
+        "share_of_peak": round(rate / peak, 3),
+        "memory_ratio": round(middle(runs["melior"], "peak_bytes") / middle(runs["default"], "peak_bytes"), 3),
+        "memory_ratio_vs_tuned": round(middle(runs["melior"], "peak_bytes") / middle(runs["tuned"], "peak_bytes"), 3),
+        "cold_start_ratio": round(cold(runs["melior"]) / cold(runs["default"]), 3),
+        "tokens_per_second": round(tokens / ours, 1),
+        "peer": f"TRL {runs['default'][0]['versions']['trl']}, tuned: {runs['tuned'][0]['setting']}",
+        "machine": f"{os.cpu_count()} cores {cpu()}, torch {mine['versions']['torch']} fp32",
+        "date": date.today().isoformat(),
+    }
+
+
+def seconds(runs: list[dict[str, Any]]) -> float:
+    """The median over rounds of all steps' time."""
+    return statistics.median(sum(run["seconds"]) for run in runs)
+
+
+def middle(runs: list[dict[str, Any]], name: str) -> float:
+    return statistics.median(run[name] for run in runs)
+
+
+def cold(runs: list[dict[str, Any]]) -> float:
+    """Seconds from the start of the process to the first step, the step itself left out."""
+    return statistics.median(run["cold_s"] - run["seconds"][0] for run in runs)
+
+
+def cpu() -> str:
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def page(
+    results: dict[str, Any], found: dict[str, Any], tables: dict[str, Any], peak: float, args: argparse.Namespace
+) -> str:
+    """The results as a page."""
+    lines = [
+        "# Benchmark results",
+        "",
+        "Written by `python benchmarks/run.py`; do not edit. SmolLM2-135M-Instruct, LoRA r = 16 on every matrix, fp32, "
+        f"{args.threads} threads, {args.rounds} interleaved round(s). Same rows, same ids, same adapter, same AdamW on "
+        "both sides. SFT: "
+        f"{args.sft_steps} steps of 16 mixed reasoning rows. GRPO: {args.grpo_steps} step(s) of 8 prompts × 8 "
+        "completions of exactly 32 tokens, generation included. *Default* is TRL's defaults in fp32; *tuned* has gradient "
+        "checkpointing off"
+        + (
+            ", as the only change (quick mode)." if args.quick else " and is the best of plain, sorted and packed rows."
+        ),
+        "",
+        f"Peak of bare matrix products on the model's shapes in the same run: {peak / 1e9:.0f} GFLOP/s.",
+        "",
+        "| job | side | seconds per round (median; all) | peak memory GiB | start to first step s | first losses |",
+        "|---|---|---|---|---|---|",
+    ]
+    for job, runs in found.items():
+        for side, measured in runs.items():
+            each = ", ".join(f"{sum(run['seconds']):.1f}" for run in measured)
+            losses = ", ".join(f"{loss:.4f}" for loss in measured[0]["losses"][:4])
+            memory, spent = middle(measured, "peak_bytes") / 2**30, f"{seconds(measured):.1f} ({each})"
+            lines.append(f"| {job} | {side} | {spent} | {memory:.2f} | {cold(measured):.1f} | {losses} |")
+    lines += ["", "| job | figure | goal | measured | |", "|---|---|---|---|---|"]
+    for job, figures in results.items():
+        goals = (
+            ("speedup_vs_default", f"≥ {GOALS[job][0]}", figures["speedup_vs_default"] >= GOALS[job][0]),
+            ("speedup_vs_tuned", f"≥ {GOALS[job][1]}", figures["speedup_vs_tuned"] >= GOALS[job][1]),
+            ("share_of_peak", "≥ 0.6", figures["share_of_peak"] >= 0.6),
+            ("memory_ratio", "≤ 0.6", figures["memory_ratio"] <= 0.6),
+            ("cold_start_ratio", "≤ 0.5", figures["cold_start_ratio"] <= 0.5),
+        )
+        lines += [
+            f"| {job} | {name} | {goal} | {figures[name]} | {'met' if met else 'missed'} |" for name, goal, met in goals
+        ]
+    for job, table in tables.items():
+        lines += [
+            "",
+            f"## Where one {job} step of melior spends its time",
+            "",
+            "| operation | calls | seconds | share |",
+            "|---|---|---|---|",
+        ]
+        lines += [f"| {r['name']} | {r['calls']} | {r['seconds']:.2f} | {r['share']:.1%} |" for r in table]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
