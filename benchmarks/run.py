@@ -144,7 +144,8 @@ def page(
         "Written by `python benchmarks/run.py`; do not edit. SmolLM2-135M-Instruct, LoRA r = 16 on every matrix, fp32, "
         f"{args.threads} threads, {args.rounds} interleaved round(s). Same rows, same ids, same adapter, same AdamW on "
         "both sides. SFT: "
-        f"{args.sft_steps} steps of 16 mixed reasoning rows. GRPO: {args.grpo_steps} step(s) of 8 prompts × 8 "
+        f"{args.sft_steps} steps of 16 mixed reasoning rows. GRPO: "
+        f"{args.grpo_steps} step(s) of 8 prompts × 8 "
         "completions of exactly 32 tokens, generation included. *Default* is TRL's defaults in fp32; *tuned* has gradient "
         "checkpointing off"
         + (
