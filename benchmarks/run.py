@@ -146,7 +146,8 @@ def page(
         "both sides. SFT: "
         f"{args.sft_steps} steps of 16 mixed reasoning rows. GRPO: "
         f"{args.grpo_steps} step(s) of 8 prompts × 8 "
-        "completions of exactly 32 tokens, generation included. *Default* is TRL's defaults in fp32; *tuned* has gradient "
+        "completions of exactly 32 tokens, generation included. "
+        "*Default* is TRL's defaults in fp32; *tuned* has gradient "
         "checkpointing off"
         + (
             ", as the only change (quick mode)." if args.quick else " and is the best of plain, sorted and packed rows."
