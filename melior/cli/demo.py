@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from melior.cli.models import show_lineage
-from melior.cli.output import JSON, first_line, interval, last_part, say, say_json, say_table, told
+from melior.cli.output import JSON, first_line, interval, last_part, program, say, say_json, say_table, told
 from melior.cli.progress import Progress, clock
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def show_demo(done: Demo, folder: Path) -> None:
         show_lineage(Registry(store).lineage(promoted["model"]))
     question = next(iter(done.evaluations.values())).examples[0].inputs
     say("\ntalk to it:")
-    say(f'  melior chat {promoted["model"]} --store {where} --message "{first_line(question, 120)}"')
+    say(f'  {program()} chat {promoted["model"]} --store {where} --message "{first_line(question, 120)}"')
 
 
 def _row(stage: dict[str, Any]) -> tuple[Any, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import shutil
 import sys
 import traceback
 import unicodedata
@@ -125,3 +127,8 @@ def last_part(text: Any, width: int = 60) -> str:
     """A text on one line, its beginning cut off: questions often differ at their end."""
     line = shown(" ".join(str(text).split()))
     return line if len(line) <= width else "…" + line[1 - width :]
+
+
+def program() -> str:
+    """How to call melior again from here: by name where the shell finds it, else by the path it was called with."""
+    return "melior" if shutil.which("melior") else os.path.relpath(sys.argv[0])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from melior.cli.output import JSON, STORE, interval, say, say_json, say_table, told
+from melior.cli.output import JSON, STORE, interval, program, say, say_json, say_table, told
 from melior.cli.progress import Progress, clock
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def show_outcome(outcome: Outcome, store: Any, where: str | None) -> None:
         say(f"note      {outcome.dropped} rows were longer than the context and taught nothing")
     say(f"training  {outcome.steps} steps, {outcome.tokens:,} decisions, {clock(outcome.seconds)}, {_saved(outcome)}")
     say(f"folder    {outcome.folder}")
-    say(f"try it    melior chat {version.id}{f' --store {where}' if where else ''}")
+    say(f"try it    {program()} chat {version.id}{f' --store {where}' if where else ''}")
 
 
 def _saved(outcome: Outcome) -> str:
