@@ -1,0 +1,26 @@
+"""every file in recipes/ is read, and draws the rows it says"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from melior.cycles.recipe import load_recipe
+from melior.cycles.rows import load_rows
+from melior.data.splits import check_disjoint
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_draws_what_it_says(path: Path) -> None:
+    recipe = load_recipe(path)
+    rows = load_rows(recipe)
+    assert len(rows.train) == recipe.data.train.size  # type: ignore[union-attr]
+    assert len(rows.tasks) == recipe.data.heldout
+    check_disjoint(rows.train, rows.tasks)
+
+
+def test_there_are_recipes() -> None:
+    assert {load_recipe(path).method for path in RECIPES} == {"sft", "rft"}
