@@ -184,8 +184,7 @@ class _Loop:
         finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
         metrics["skipped"] = 0.0 if finite else 1.0
         metrics["rows"] = float(len(rows))
-        # Without a row to learn from there is no update at all: momentum and weight decay would move the weights.
-        if finite and rows:
+        if finite:  # a step without rows has no gradient, and then even decay leaves the weights alone
             self.optimizer.step(factor)
         self.optimizer.zero()
         return metrics

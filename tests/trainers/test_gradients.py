@@ -214,7 +214,7 @@ def table(shift: list[float]) -> tuple[Batch, Tensor]:
         "behavior_log_probs": old.masked_fill(~mask, math.nan),
     }
     batch = Batch([0] * 6, [0] * 6, mask, mask.double(), torch.tensor(GROUPS), columns)
-    return batch, moved.masked_fill(~mask, -math.inf).requires_grad_()
+    return batch, moved.masked_fill(~mask, math.nan).requires_grad_()
 
 
 def padded(batch: Batch, padding: int) -> Batch:

@@ -308,23 +308,17 @@ def test_samples_of_any_text_survive_a_cut_log(tmp_path: Path) -> None:
             return Step(self.batches[index], {}, [{"output": "one\u2028two\x85three é"}])
 
     def run(steps: int) -> Run:
-        batch = policy.encode(ROWS)
-        return fit(
-            policy,
-            Told([batch] * 4),
-            Supervised(),
-            FitConfig(folder=tmp_path, checkpoint_every=2),
-            on_step=interrupt_after(steps),
-        )
+        config = FitConfig(folder=tmp_path, checkpoint_every=2)
+        return fit(policy, Told([policy.encode(ROWS)] * 4), Supervised(), config, on_step=interrupt_after(steps))
 
     with pytest.raises(KeyboardInterrupt):
         run(3)
     with (tmp_path / "samples.jsonl").open("ab") as file:
-        file.write('{"step": 3, "output": "é'.encode()[:-1])
+        file.write('{"step": 3, "output": "of a step that is repeated"}\n{"step": 4, "output": "é'.encode()[:-1])
     assert run(99).steps == 4
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_bytes().split(b"\n") if line]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
-    assert rows[0]["output"] == "one\u2028two\x85three é"
+    assert {row["output"] for row in rows} == {"one\u2028two\x85three é"}
 
 
 # ---------------------------------------------------------------- learning

@@ -45,6 +45,20 @@ def test_a_step_is_a_function_of_seed_index_and_policy() -> None:
     assert not same(first(4), steps_of(policy, prompts=3, resample=2, seed=1)(4))
 
 
+def test_no_two_draws_share_their_randomness() -> None:
+    seen = []
+
+    class Watched(Tabular):
+        def sample(self, inputs: Any, settings: Sampling, *, step: int = 0) -> list[Record]:
+            seen.append(step)
+            return super().sample(inputs, settings, step=step)
+
+    steps = steps_of(Watched(LETTERS), Reward(lambda r: Score(value=1.0)), prompts=3, resample=2)
+    for index in range(4):
+        steps(index)
+    assert len(seen) == len(set(seen)) == 12
+
+
 def same(one: Step, other: Step) -> bool:
     equal = torch.equal(one.batch.columns["rewards"], other.batch.columns["rewards"])
     return equal and (one.batch.outputs, one.batch.inputs) == (other.batch.outputs, other.batch.inputs)
