@@ -22,10 +22,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from workload import COMPLETION
+
 HERE = Path(__file__).resolve().parent
 PEER = ["torch==2.13.0", "trl==1.16.0", "transformers==5.23.0", "peft==0.21.2", "datasets==5.2.0"]
 TUNED = {"sft": ("plain", "sorted", "packed"), "grpo": ("plain",)}  # tried once; the best is measured in every round
 GOALS = {"sft": (3.0, 1.5), "grpo": (5.0, 5.0)}  # against defaults, against tuned
+PEAK_GOAL = 0.7  # of the matrix-product peak, for SFT; sampling is bound by more than arithmetic
+TOLERANCE = 1e-3  # nats between the losses of the same rows; share between gradient norms on the same completions
 
 
 def main() -> None:
@@ -43,9 +47,13 @@ def main() -> None:
         file = Path(folder) / "workload.json"
         call(sys.executable, "ours.py", "prepare", "--workload", file, "--threads", args.threads)
         found = {job: measure(job, args, peer, file) for job in ("sft", "grpo")}
+        gaps = {"sft": losses_gap(found["sft"]), "grpo": norms_gap(found["grpo"], args, file)}
+        for job, gap in gaps.items():
+            if not gap <= TOLERANCE:
+                sys.exit(f"{job}: the two sides differ by {gap:.2g}, allowed is {TOLERANCE}; no time was written")
         peak = call(sys.executable, "ours.py", "peak", "--workload", file, "--threads", args.threads)["peak"]["mixed"]
         tables = call(sys.executable, "ours.py", "profile", "--workload", file, "--threads", args.threads)["profile"]
-    results = {job: summary(job, runs, peak) for job, runs in found.items()}
+    results = {job: {**summary(job, runs, peak), "agreement": gaps[job]} for job, runs in found.items()}
     (HERE / "results.json").write_text(json.dumps({"cpu": results}, indent=1) + "\n")
     (HERE / "results.md").write_text(page(results, found, tables, peak, args))
 
@@ -57,7 +65,8 @@ def environment() -> Path:
     if not (folder / ".installed").is_file():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         for packages in ([PEER[0]], PEER):  # torch first, so that nothing else chooses it
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+            pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(HERE / "constraints.txt")]
+            subprocess.run([*pip, *packages], check=True)
         (folder / ".installed").touch()
     return python
 
@@ -94,11 +103,30 @@ def measure(job: str, args: argparse.Namespace, peer: Path, file: Path) -> dict[
     return runs
 
 
+def losses_gap(runs: dict[str, list[dict[str, Any]]]) -> float:
+    """The largest difference of a step's loss between melior and TRL's defaults, in nats; both see the same rows."""
+    ours, theirs = (runs[side][0]["losses"] for side in ("melior", "default"))
+    return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+
+
+def norms_gap(runs: dict[str, list[dict[str, Any]]], args: argparse.Namespace, file: Path) -> float:
+    """By what share melior's gradient norm differs from TRL's on the completions that TRL drew in its first step.
+
+    The first loss itself is 0 on both sides, whatever the completions: advantages sum to nothing.
+    """
+    theirs = runs["tuned"][0]
+    drawn = file.with_name("drawn.json")
+    drawn.write_text(json.dumps(theirs["drawn"]))
+    again = ("replay", "--workload", file, "--drawn", drawn, "--threads", args.threads)
+    ours = call(sys.executable, "ours.py", *again)
+    return abs(ours["grad_norms"][0] / theirs["grad_norms"][0] - 1)
+
+
 def summary(job: str, runs: dict[str, list[dict[str, Any]]], peak: float) -> dict[str, Any]:
     """The figures of one job: ratios of medians."""
     ours, default, tuned = (seconds(runs[side]) for side in ("melior", "default", "tuned"))
     mine = runs["melior"][0]
-    tokens = mine.get("tokens") or runs["melior"][0]["rows"] * 32
+    tokens = mine.get("tokens") or mine["rows"] * COMPLETION * len(mine["seconds"])
     rate = mine["flops"] * len(mine["seconds"]) / ours
     return {
         "speedup_vs_default": round(default / ours, 2),
@@ -164,18 +192,32 @@ def page(
             losses = ", ".join(f"{loss:.4f}" for loss in measured[0]["losses"][:4])
             memory, spent = middle(measured, "peak_bytes") / 2**30, f"{seconds(measured):.1f} ({each})"
             lines.append(f"| {job} | {side} | {spent} | {memory:.2f} | {cold(measured):.1f} | {losses} |")
-    lines += ["", "| job | figure | goal | measured | |", "|---|---|---|---|---|"]
+    mine = found["sft"]["melior"][0]
+    computed = mine["nodes"] * len(mine["seconds"])
+    lines += [
+        "",
+        f"Same work: the losses of SFT's steps differ by at most {results['sft']['agreement']:.1g} nats from TRL's; on "
+        f"completions that TRL drew, the norm of melior's GRPO gradient differs by {results['grpo']['agreement']:.1g} "
+        f"of it. Of the {mine['tokens']} tokens of SFT's rows melior computed {computed:.0f}: "
+        "the chat template opens every row with the same system message, which is shared. Rows without a common "
+        "opening gain less. The share of peak counts only what was computed.",
+        "",
+        "| job | figure | goal | measured | |",
+        "|---|---|---|---|---|",
+    ]
     for job, figures in results.items():
         goals = (
             ("speedup_vs_default", f"≥ {GOALS[job][0]}", figures["speedup_vs_default"] >= GOALS[job][0]),
             ("speedup_vs_tuned", f"≥ {GOALS[job][1]}", figures["speedup_vs_tuned"] >= GOALS[job][1]),
-            ("share_of_peak", "≥ 0.6", figures["share_of_peak"] >= 0.6),
+            *([("share_of_peak", f"≥ {PEAK_GOAL}", figures["share_of_peak"] >= PEAK_GOAL)] if job == "sft" else []),
             ("memory_ratio", "≤ 0.6", figures["memory_ratio"] <= 0.6),
             ("cold_start_ratio", "≤ 0.5", figures["cold_start_ratio"] <= 0.5),
         )
         lines += [
             f"| {job} | {name} | {goal} | {figures[name]} | {'met' if met else 'missed'} |" for name, goal, met in goals
         ]
+        if job == "grpo":
+            lines.append(f"| {job} | share_of_peak | no goal | {figures['share_of_peak']} | |")
     for job, table in tables.items():
         lines += [
             "",
