@@ -288,6 +288,12 @@ def test_truncation_keeps_the_smallest_sufficient_set(logits: list[float], top_k
     assert not top_k or int((found > 0).sum()) <= max(1, top_k)
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.5, 1), (0.5 + 1e-9, 2), (0.75, 2), (0.8, 3), (1.0, 4)])
+def test_a_set_that_just_reaches_top_p_is_enough(top_p: float, kept: int) -> None:
+    halves = torch.tensor([[0.25, 0.5, 0.125, 0.125]], dtype=torch.float64).log()
+    assert int(truncate(halves, [Sampling(top_p=top_p)]).isfinite().sum()) == kept
+
+
 @settings(deadline=None)
 @given(st.integers(1, 700), st.integers(0, 10_000), shares)
 def test_inverting_finds_the_token_under_the_uniform(size: int, seed: int, uniform: float) -> None:
