@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 LayoutName = Literal["auto", "forest", "padded"]
 ATTENTION = "melior_forest"
+DIGEST_SAMPLES = 4096  # of each tensor: a trained tensor differs nearly everywhere
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.1}  # nats
 
@@ -182,6 +184,19 @@ class CausalBackbone:
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Trainable parameters by name."""
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def digest(self) -> str:
+        """Of the weights: `DIGEST_SAMPLES` of each tensor, evenly spaced, so that large models take no longer.
+
+        Rounded to bfloat16, so that it is the same however the weights were loaded.
+        """
+        told = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict(keep_vars=True).items()):
+            flat = tensor.detach().reshape(-1)
+            sampled = flat[:: max(1, flat.numel() // DIGEST_SAMPLES)].to("cpu", torch.bfloat16)
+            told.update(f"{name}{list(tensor.shape)}".encode())
+            told.update(sampled.view(torch.int16).numpy().tobytes())
+        return told.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
         """Adapter in PEFT's format, or the whole model."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from melior.policies.backbones import CausalBackbone, LayoutName, load_backbone,
 from melior.policies.base import LOG_PROBS, Batch, ParameterGroup, Rates, Scored, State, Want, score_all
 from melior.policies.engine import Engine, Request
 from melior.policies.forest import common_prefix
+from melior.policies.freezing import Share, factor_for, matches
 from melior.policies.head import decision_log_probs
 from melior.types import Demonstration, Preference, Rated, Record, Sampling
 
@@ -45,6 +45,7 @@ class LanguagePolicy:
         self.backbone = backbone
         self.renderer = renderer
         self.base = base  # name or folder of the model that an adapter stands on
+        self.origin = ""  # of the weights as loaded: a run goes on only from those it began with
         limit = backbone.max_length
         self.max_length = min(max_length or limit, limit)
 
@@ -90,7 +91,9 @@ class LanguagePolicy:
             backbone.model = add_adapter(backbone.model, adapter)
         backbone.make_deterministic(gradient_checkpointing)
         backbone.choose_layout(layout)
-        return cls(backbone, Renderer(tokenizer, template, backbone.stop_ids), base=base, max_length=max_length)
+        policy = cls(backbone, Renderer(tokenizer, template, backbone.stop_ids), base=base, max_length=max_length)
+        policy.origin = backbone.digest()
+        return policy
 
     def save(self, folder: str | Path) -> None:
         """Writes weights (an adapter in PEFT's format, or the whole model) and tokenizer, atomically."""
@@ -128,6 +131,29 @@ class LanguagePolicy:
         told = json.dumps([self.backbone.architecture, shapes, self.renderer.fingerprint], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
+    def freeze(self, factors: Mapping[str, float]) -> dict[str, float]:
+        """Takes out of training whatever the factors give 0, and returns the factors that still have a say.
+
+        A frozen tensor has no gradient and is in no checkpoint.
+
+        Raises:
+            ConfigError: for a pattern that is no regular expression or matches no trainable parameter.
+        """
+        named = list(self.backbone.trainable())
+        for pattern in factors:
+            if not any(matches(pattern, name) for name, _ in named):
+                raise ConfigError(f"Learning-rate pattern {pattern!r} matches no trainable parameter")
+        for name, parameter in named:
+            parameter.requires_grad_(factor_for(name, factors) > 0)
+        left = [name for name, _ in self.backbone.trainable()]
+        return {pattern: f for pattern, f in factors.items() if f > 0 and any(matches(pattern, name) for name in left)}
+
+    @property
+    def share(self) -> Share:
+        """How many of the model's parameters train."""
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.backbone.model.parameters()]
+        return Share(sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes))
+
     def parameter_groups(self, rates: Rates) -> list[ParameterGroup]:
         """Trainable parameters by learning rate and weight decay; vectors (norms, biases) never decay.
 
@@ -137,7 +163,7 @@ class LanguagePolicy:
         groups: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
         unused = set(rates.factors)
         for name, parameter in self.backbone.trainable():
-            found = [pattern for pattern in rates.factors if _matches(pattern, name)]
+            found = [pattern for pattern in rates.factors if matches(pattern, name)]
             unused.difference_update(found)
             rate = rates.learning_rate * (rates.factors[found[0]] if found else 1.0)
             if rate > 0:
@@ -345,13 +371,6 @@ class LanguagePolicy:
     def engine(self, **limits: int) -> Engine:
         """A fresh sampling engine over this policy's weights."""
         return Engine(self.backbone, self.renderer, **limits)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    try:
-        return re.search(pattern, name) is not None
-    except re.error as error:
-        raise ConfigError(f"Learning-rate pattern {pattern!r} is no regular expression: {error}") from error
 
 
 def _whole(folder: Path | str) -> Path | str:

@@ -25,7 +25,7 @@ from melior.trainers.checkpoints import Checkpoint, load_checkpoint, newest_chec
 from melior.trainers.folders import append_step, check_identity, open_folder
 from melior.trainers.interrupts import interruptible
 from melior.trainers.optimizers import AdamW, Schedule, rate_factor
-from melior.trainers.steps import Evaluates, Objective, Step, Steps, Term
+from melior.trainers.steps import Evaluates, Histogram, Objective, Step, Steps, Term
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +128,7 @@ class _Loop:
         self.stale = 0  # evaluations without improvement
         self.saved = -1  # steps done at the newest checkpoint
         self.best_state: State | None = None  # where no folder keeps it
+        self.histograms: dict[str, Histogram] = {}  # of the step at hand
 
     def run(self) -> Run:
         self._resume()
@@ -153,6 +154,7 @@ class _Loop:
         started = time.perf_counter()
         step = self._collect(index)
         collected = time.perf_counter()
+        self.histograms = dict(step.histograms)
         step = self.objective.prepare(step, self.trainable)
         factor = rate_factor(index, self.total, schedule=self.config.schedule, warmup=self.config.warmup)
         updates = [self._update(part, factor) for part in _minibatches(step.batch, self.config.minibatches)]
@@ -166,7 +168,7 @@ class _Loop:
         self.on_step(index + 1, self.total, metrics)
         self.result.metrics.append(metrics)
         if self.config.folder is not None:
-            append_step(self.config.folder, metrics, step.samples)
+            append_step(self.config.folder, metrics, step.samples, self.histograms)
 
     def _collect(self, index: int) -> Step:
         try:
@@ -203,7 +205,13 @@ class _Loop:
             for name, value in _measured(terms):
                 count = counts.get(name) or counts[name.partition("/")[0]]
                 sums[name] = sums.get(name, 0.0) + value / count
+            self._add_histograms(terms)
         return sums
+
+    def _add_histograms(self, terms: list[Term]) -> None:
+        for term in terms:
+            for name, found in term.histograms.items():
+                self.histograms[name] = self.histograms[name] + found if name in self.histograms else found
 
     def _count_skips(self, index: int, metrics: Metrics) -> None:
         if not metrics["skipped"]:
@@ -281,6 +289,7 @@ class _Loop:
             "config": settings,
             "objective": {"name": type(objective).__name__, **chosen},
             "policy": self.trainable.fingerprint(),
+            "starting_weights": getattr(self.trainable, "origin", ""),
             "steps": self.steps.fingerprint(),
             "total": self.total,
         }
