@@ -9,6 +9,7 @@ MeliorError
 ├── MissingLogProbs      an objective needs log-probs that the records lack
 ├── NeedsProbabilities   a loss needs probabilities and got densities
 ├── GraderError          a grader failed too often, or cannot be loaded
+├── OutboundError        another machine refused, broke off or took too long
 ├── TrainingError        a run cannot go on
 │   └── NonFiniteError   loss or gradient was not finite too many times in a row
 ├── CheckpointError      a checkpoint is damaged or does not fit
@@ -51,7 +52,15 @@ class NeedsProbabilities(MeliorError):
 
 
 class GraderError(MeliorError):
-    """A grader failed too often, or cannot be loaded."""
+    """A grader failed, failed too often, or cannot be loaded; `kind` is the flag of the OpenAI dialect's result."""
+
+    def __init__(self, message: str, kind: str = "other_error") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class OutboundError(MeliorError):
+    """A request to another machine was not answered, or may not be sent there."""
 
 
 class TrainingError(MeliorError):
