@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from melior.data.readers import Line, Problem, read_jsonl
+from melior.data.readers import Line, Problem, read_rows
 from melior.errors import ConfigError, DataError
 from melior.types import Demonstration, Preference, Rated, Task
 
@@ -93,7 +93,7 @@ def read_examples(path: str | Path, kind: Kind | None = None, on_error: Literal[
     format: Format | None = None
     rows: list[Example] = []
     problems: list[Problem] = []
-    for line in read_jsonl(path):
+    for line in read_rows(path):
         if isinstance(line, Problem):
             problems.append(line)
             continue

@@ -1,0 +1,81 @@
+"""rows of CSV and TSV files: a header, then one record per row, which may span lines"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from melior.data.readers.opening import beginning, opened
+from melior.data.readers.rows import Line, Problem
+from melior.errors import DataError
+
+DELIMITERS = ",\t;|"
+LONGEST_FIELD = 1 << 24  # characters; a longer one is a quote that nobody closed
+
+
+def read_delimited(path: str | Path, delimiter: str | None = None) -> Iterator[Line | Problem]:
+    """The records under a header, every cell a string, numbered by the line on which they begin.
+
+    `delimiter`: told by the header where it is None. Fields may hold line ends and doubled quotes (RFC 4180); a byte
+    order mark, CRLF and compression are accepted; blank lines are passed over.
+
+    Raises:
+        DataError: if the file cannot be read, is empty, or its header is unusable.
+    """
+    path = Path(path)
+    delimiter = delimiter or delimiter_of(beginning(path))
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
+    with opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text:
+        records = csv.reader(text, delimiter=delimiter, strict=True)
+        header = _header(records, path)
+        while True:
+            start = records.line_num + 1
+            try:
+                cells = next(records)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Problem(start, _broken(error))
+                continue
+            if cells:
+                yield _row(header, cells, start)
+
+
+def delimiter_of(start: bytes) -> str:
+    """The one of , tab ; | that the header has most of, outside quotes."""
+    header = start.decode("utf-8", "replace").lstrip().partition("\n")[0]
+    outside = "".join(header.split('"')[::2])
+    return max(DELIMITERS, key=outside.count)
+
+
+def _header(records: Iterator[list[str]], path: Path) -> list[str]:
+    try:
+        header = [name.strip() for name in next((cells for cells in records if cells), [])]
+    except csv.Error as error:
+        raise DataError(f"{path} has no usable header: {_broken(error)}") from error
+    if not header:
+        raise DataError(f"{path} is empty; write a header with the columns' names, then one row per line")
+    header = [name or f"column_{place}" for place, name in enumerate(header, start=1)]  # as of a saved index
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise DataError(f"the header of {path} has {twice[0]!r} {header.count(twice[0])} times; give each its own name")
+    return header
+
+
+def _row(header: Sequence[str], cells: Sequence[str], number: int) -> Line | Problem:
+    if len(cells) != len(header):
+        remedy = "put fields with the delimiter inside into double quotes"
+        return Problem(number, f"has {len(cells)} fields, the header has {len(header)}; {remedy}")
+    for name, cell in zip(header, cells, strict=True):
+        bad = next((character for character in cell if "\ud800" <= character <= "\udfff"), None)
+        if bad is not None:
+            return Problem(number, f"byte {ord(bad) - 0xDC00:#04x} in {name} is not UTF-8; save the file as UTF-8")
+    return Line(number, dict(zip(header, cells, strict=True)))
+
+
+def _broken(error: csv.Error) -> str:
+    if "limit" in str(error) or "end of data" in str(error):
+        return f"a quoted field has no end ({error}); close its double quote, and write quotes inside it twice"
+    return f"not CSV: {error}; write quotes inside a quoted field twice"
