@@ -61,7 +61,8 @@ def _reader(path: Path) -> Rows:
     if start.startswith(b"PAR1"):
         return read_parquet(path)
     first = start.lstrip()
-    if first.startswith(b"[") or (first.startswith(b"{") and _spans_lines(first)):
+    lines = suffix in (".jsonl", ".ndjson")
+    if first.startswith(b"[") or (not lines and first.startswith(b"{") and _spans_lines(first)):
         return read_json(path)
     if suffix in DATA or first.startswith(b"{") or not first:
         return read_jsonl(path)
