@@ -91,6 +91,14 @@ class Renderer:
             ids.pop()
         return tuple(ids) or ((begin,) if begin is not None else ())
 
+    def begun(self, inputs: Any, text: str) -> tuple[int, ...]:
+        """Ids the model reads where the assistant's turn has begun with a text, to go on with it."""
+        return (
+            self._ids(self._render(_messages(inputs), generation=True) + text)
+            if self.chat
+            else self.context(inputs + text)
+        )
+
     def turn(self, inputs: Any, output: Any) -> Turn:
         """The context of `inputs` and the decisions that write `output` behind it."""
         content = output.get("content") if isinstance(output, Mapping) else output

@@ -6,14 +6,15 @@ broken reward never teaches anything. None without an error means that the grade
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
 from melior.errors import GraderError
 from melior.types import Record, Score
@@ -22,6 +23,7 @@ LONGEST_TRACEBACK = 8_000  # characters kept, from the end: the last frames say 
 LONGEST_ERROR = 500  # characters
 
 
+@runtime_checkable
 class Grader(Protocol):
     """Scores one output; runs wherever it was loaded."""
 
@@ -42,24 +44,76 @@ class Grader(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchGrader(Grader, Protocol):
+    """A grader that scores many outputs at once in the caller's process: a model, or calls over the network.
+
+    It runs no code of users and keeps its own time limits, so a `GraderPool` starts no worker for it.
+    """
+
+    def grade_many(self, records: Sequence[Record]) -> list[Score]:
+        """One score per record, in order; an output that cannot be scored fails alone."""
+        ...
+
+
+@runtime_checkable
+class Combined(Grader, Protocol):
+    """A grader made of others, which may run in different places."""
+
+    @property
+    def graders(self) -> Mapping[str, Grader]: ...
+
+    def combine(self, scores: Mapping[str, Score]) -> Score:
+        """One score out of the graders' own, by their names."""
+        ...
+
+
+def runs_here(grader: Grader) -> bool:
+    """Whether a grader, or a part of it, belongs into the caller's process."""
+    if isinstance(grader, Combined):
+        return any(map(runs_here, grader.graders.values()))
+    return isinstance(grader, BatchGrader)
+
+
 def call_grader(grader: Grader, record: Record) -> Score:
     """The grader's score, or a score without a value that says what went wrong; never raises."""
     start = time.perf_counter()
     try:
         score = grader.grade(record)
     except GraderError as error:
-        score = failed(grader.name, str(error))
+        score = failed(grader.name, str(error), kind=error.kind)
     except BaseException as error:  # SystemExit too: user code must not end the worker
-        told = str(error).splitlines()
-        reason = f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
-        score = failed(grader.name, f"{grader.name} raised {reason}", traceback.format_exc())
+        trace = traceback.format_exc()
+        score = failed(grader.name, f"{grader.name} raised {_first_line(error)}", trace, "python_grader_runtime_error")
     return replace(score, name=grader.name, seconds=time.perf_counter() - start)
 
 
-def failed(name: str, error: str, trace: str = "") -> Score:
+def call_many(grader: BatchGrader, records: Sequence[Record]) -> list[Score]:
+    """One score per record, in order; where the whole batch fails, every score says why."""
+    start = time.perf_counter()
+    try:
+        scores = grader.grade_many(records)
+        if len(scores) != len(records):
+            raise GraderError(f"{grader.name} gave {len(scores)} scores for {len(records)} outputs")
+    except GraderError as error:
+        scores = [failed(grader.name, str(error), kind=error.kind)] * len(records)
+    except Exception as error:
+        trace = traceback.format_exc()
+        scores = [failed(grader.name, f"{grader.name} raised {_first_line(error)}", trace)] * len(records)
+    each = (time.perf_counter() - start) / max(1, len(records))
+    return [replace(score, name=grader.name, seconds=score.seconds or each) for score in scores]
+
+
+def failed(name: str, error: str, trace: str = "", kind: str = "other_error") -> Score:
     """A score without a value, with the error on one line."""
     line = " ".join(error.split())[:LONGEST_ERROR]
-    return Score(value=None, name=name, error=line, traceback=trace[-LONGEST_TRACEBACK:])
+    return Score(value=None, name=name, error=line, traceback=trace[-LONGEST_TRACEBACK:], kind=kind)
+
+
+def _first_line(error: BaseException) -> str:
+    """An exception's type and the first line of its message."""
+    told = str(error).splitlines()
+    return f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
 
 
 def checked(name: str, value: Any) -> Score:
@@ -88,28 +142,51 @@ def _shown(value: Any) -> str:
 def sample_of(record: Record) -> dict[str, Any]:
     """The record's output in the shape graders of the OpenAI dialect read.
 
-    `output_json` is there only if the output is JSON.
+    `output_json` is there only if the output is JSON; `output_tools` are the tool calls of an output that is an
+    assistant message, or a list of messages that ends with one.
     """
-    text = text_of(record.output)
+    message = _assistant_message(record.output)
+    text, tools = message["content"] or "", message.get("tool_calls", [])
+    finish = "length" if record.finish == "length" else "tool_calls" if tools else "stop"
     sample: dict[str, Any] = {
         "output_text": text,
-        "output_tools": [],
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": "length" if record.finish == "length" else "stop",
-                "message": {"role": "assistant", "content": text},
-            }
-        ],
+        "output_tools": tools,
+        "choices": [{"index": 0, "finish_reason": finish, "message": message}],
     }
     with suppress(ValueError, RecursionError):
         sample["output_json"] = json.loads(text, parse_constant=_refuse)
     return sample
 
 
+def _assistant_message(output: Any) -> dict[str, Any]:
+    """The output as a message of the chat completions API."""
+    last = output[-1] if isinstance(output, list) and output else output
+    if not isinstance(last, Mapping) or last.get("role") != "assistant":
+        return {"role": "assistant", "content": text_of(output)}
+    content = last.get("content")
+    if isinstance(content, list):  # parts
+        content = "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
+    calls = last.get("tool_calls") or [{"function": call} for call in [last.get("function_call")] if call]
+    message = {"role": "assistant", "content": content if content is None else text_of(content)}
+    return {**message, "tool_calls": [_call(*call) for call in enumerate(calls)]} if calls else message
+
+
+def _call(number: int, call: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool call with its arguments as JSON text, as the API has them; chat templates take them as objects."""
+    function = call.get("function", call)
+    told = {"name": function.get("name"), "arguments": text_of(function.get("arguments", {}))}
+    return {"id": call.get("id") or f"call_{number}", "type": "function", "function": told}
+
+
 def text_of(output: Any) -> str:
     """A string as it is, anything else as JSON."""
     return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+
+
+def nearest(word: Any, words: Iterable[str]) -> str:
+    """A suggestion, or nothing where no word is near."""
+    near = difflib.get_close_matches(str(word), list(words), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
 
 
 def _refuse(constant: str) -> Any:

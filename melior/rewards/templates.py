@@ -2,6 +2,9 @@
 
 A path starts at `item` or `sample` and goes on with `.name`, `.0`, `[0]` or `["name"]`. It reads mappings and lists,
 never attributes; what it finds is inserted as it is and not looked at again, so model text cannot inject a path.
+
+An item that lacks what a path asks for is a fault of the data, and an error. An output that lacks it (no tool call, no
+JSON) is a bad output, and gets the lowest score: excluding it would teach nothing.
 """
 
 from __future__ import annotations
@@ -12,15 +15,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from melior.errors import GraderError
-from melior.rewards.base import text_of
+from melior.rewards.base import nearest, text_of
+from melior.types import Score
 
 NAMESPACES = ("item", "sample")
+OUTPUT = ("output_text", "output_json", "output_tools", "choices")  # what a sample has
 Key = str | int
 
 _STEP = re.compile(
     r"""\.(?P<name>[^\s.\[\]{}"']+) | \[\s*(?P<index>\d+)\s*\] | \[\s*(?P<quote>["'])(?P<quoted>.*?)(?P=quote)\s*\]""",
     re.VERBOSE,
 )
+
+
+class OutputLacks(GraderError):
+    """An output has nothing where a template looks: no JSON, no tool call."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "sample_parse_error")
+
+    @property
+    def score(self) -> Score:
+        """What such an output gets: nothing, with the reason."""
+        return Score(value=0.0, reason=str(self), kind=self.kind)
 
 
 @dataclass(frozen=True)
@@ -41,10 +58,14 @@ class Template:
         """The text with every path replaced by what it points at; what is not a string appears as JSON.
 
         Raises:
-            GraderError: if a path leads nowhere.
+            GraderError: if a path leads nowhere; OutputLacks, if it does so in the sample.
         """
+        return "".join(found for _, found in self.filled(item, sample))
+
+    def filled(self, item: Mapping[str, Any], sample: Mapping[str, Any]) -> list[tuple[str | Path, str]]:
+        """Every piece with its text, for those who mark where inserted text begins and ends."""
         spaces = {"item": item, "sample": sample}
-        return "".join(piece if isinstance(piece, str) else text_of(_find(piece, spaces)) for piece in self.pieces)
+        return [(piece, piece if isinstance(piece, str) else text_of(_find(piece, spaces))) for piece in self.pieces]
 
 
 def parse_template(text: str) -> Template:
@@ -81,6 +102,9 @@ def _parse_path(text: str) -> Path:
         else:
             keys.append(step["name"] if step["name"] is not None else step["quoted"])
         at = step.end()
+    if keys[0] == "sample" and len(keys) > 1 and keys[1] not in OUTPUT:
+        near = nearest(keys[1], OUTPUT)
+        raise GraderError(f"template variable {text!r}: a sample has {', '.join(OUTPUT)}, not {keys[1]!r}{near}")
     return Path(text, tuple(keys))
 
 
@@ -93,7 +117,8 @@ def _find(path: Path, spaces: Mapping[str, Any]) -> Any:
             value = value[index]
         else:
             found = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
-            raise GraderError(f"template variable {path.text!r} stops at {key!r}: found {found}")
+            told = f"template variable {path.text!r} stops at {key!r}: found {found}"
+            raise OutputLacks(told) if path.keys[0] == "sample" else GraderError(told)
     return value
 
 

@@ -8,6 +8,7 @@ torch nor transformers, and die with the pool, with the process that made it, an
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import select
@@ -17,10 +18,10 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -28,7 +29,7 @@ from typing import Any, Self
 
 import melior
 from melior.errors import ConfigError, GraderError
-from melior.rewards.base import Grader, failed
+from melior.rewards.base import BatchGrader, Combined, Grader, call_many, failed, runs_here
 from melior.rewards.graders import Spec, load_grader
 from melior.rewards.worker import guard, message_of
 from melior.types import Record, Score
@@ -283,6 +284,15 @@ def _waited(pid: int) -> int | None:
     return status if ended else None
 
 
+def _combined(name: str, combine: Callable[[Mapping[str, Score]], Score], scores: Mapping[str, Score]) -> Score:
+    """The score of a combined grader whose parts have been graded."""
+    try:
+        score = combine(scores)
+    except GraderError as error:
+        score = failed(name, str(error), kind=error.kind)
+    return replace(score, name=name, seconds=math.fsum(part.seconds for part in scores.values()))
+
+
 Job = tuple[Callable[[Worker], Score], Future[Score]]
 
 
@@ -290,7 +300,8 @@ class GraderPool:
     """Grades records in `processes` workers; close it, or use it in a `with` statement.
 
     Graders of a name or a file are rebuilt in new processes. Closures and objects run in forks of this one, which
-    must not use a GPU there.
+    must not use a GPU there. Graders that score in batches (models, calls over the network) run in this process, and a
+    combined grader with such a part has a pool for each of its parts.
 
     Raises:
         GraderError: if the grader cannot be loaded.
@@ -312,6 +323,28 @@ class GraderPool:
         self._closing = threading.Event()
         self._submitting = threading.Lock()
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._stack = ExitStack()
+        self._parts: dict[str, GraderPool] = {}
+        self._threads: list[threading.Thread] = []
+        if isinstance(self.grader, Combined) and runs_here(self.grader):
+            with self._stack:
+                for key, part in self.grader.graders.items():
+                    pool = GraderPool(
+                        part,
+                        processes=processes,
+                        timeout_s=timeout_s,
+                        load_timeout_s=load_timeout_s,
+                        memory_bytes=memory_bytes,
+                    )
+                    self._parts[key] = self._stack.enter_context(pool)
+                self._stack = self._stack.pop_all()
+        elif isinstance(self.grader, BatchGrader):
+            self.grader.load()
+        else:
+            self._start(processes)
+
+    def _start(self, processes: int) -> None:
+        """Start the workers, each with a thread of its own."""
         ready: list[Future[None]] = [Future() for _ in range(processes)]
         self._threads = [threading.Thread(target=self._work, args=(future,), daemon=True) for future in ready]
         for thread in self._threads:
@@ -329,12 +362,33 @@ class GraderPool:
         with self._submitting:
             if self._closing.is_set():
                 raise GraderError(f"the pool of grader {self.grader.name} is closed; make a new one")
-            self._jobs.put((lambda worker: worker.grade(record), future))
+            if self._threads:
+                self._jobs.put((lambda worker: worker.grade(record), future))
+        if not self._threads:
+            future.set_result(self.grade([record])[0])
         return future
 
     def grade(self, records: Sequence[Record]) -> list[Score]:
         """One score per record, in order."""
-        return [future.result() for future in [self.submit(record) for record in records]]
+        return self._begin(records)()
+
+    def _begin(self, records: Sequence[Record]) -> Callable[[], list[Score]]:
+        """Sets workers to work; what is returned grades what belongs here meanwhile, and waits for them."""
+        if isinstance(self.grader, Combined) and self._parts:
+            combine = self.grader.combine
+            begun = {key: pool._begin(records) for key, pool in self._parts.items()}
+
+            def combined() -> list[Score]:
+                columns = {key: finish() for key, finish in begun.items()}
+                rows = [{key: column[row] for key, column in columns.items()} for row in range(len(records))]
+                return [_combined(self.grader.name, combine, row) for row in rows]
+
+            return combined
+        if isinstance(self.grader, BatchGrader):
+            grader = self.grader
+            return lambda: call_many(grader, records)
+        futures = [self.submit(record) for record in records]
+        return lambda: [future.result() for future in futures]
 
     def close(self) -> None:
         """End all workers and cancel what waits; calls under way come back as failed."""
@@ -351,6 +405,7 @@ class GraderPool:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
+        self._stack.close()
 
     def __enter__(self) -> Self:
         return self

@@ -206,7 +206,7 @@ def _decision(row: RowMapping) -> Decision:
     )
 
 
-_SCORE = [field.name for field in fields(Score)]
+_SCORE = [field.name for field in fields(Score) if field.name not in ("kind", "usage")]  # told to the caller alone
 
 
 def score_columns(score: Score) -> dict[str, Any]:
