@@ -6,7 +6,8 @@
     sft: {batch_size: 16, epochs: 2}
     fit: {learning_rate: 1e-3, warmup: 2}
 
-Only what differs from the defaults need be written. Paths are relative to the recipe's own folder.
+Only what differs from the defaults need be written: method, model and data are enough, for what is "auto" is chosen
+from the model and the rows, once, with a reason (`auto.py`). Paths are relative to the recipe's own folder.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -26,6 +27,7 @@ from pydantic.dataclasses import dataclass as validated
 from melior.errors import ConfigError
 from melior.evaluation import gates
 from melior.policies import adapters
+from melior.policies.freezing import check_preset
 from melior.trainers.loop import FitConfig
 from melior.trainers.reinforcement import Reinforcement
 from melior.types import Sampling
@@ -34,6 +36,10 @@ STRICT = ConfigDict(extra="forbid")
 Layout = Literal["auto", "forest", "padded"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 GraderSpec = str | dict[str, Any]
+Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+GROUP = 8  # outputs of one prompt where rft is not told: as GRPO has it, arXiv:2402.03300
 
 # Said once, elsewhere: these fields of a section's class are no keys of the recipe.
 WITHHELD = {
@@ -60,11 +66,32 @@ class _Gate(gates.Gate):
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
+class Fit(FitConfig):
+    """How training steps; what is "auto" is chosen before the first one."""
+
+    learning_rate: Rate | Auto = "auto"  # type: ignore[assignment]
+    rate_multiplier: float = Field(default=1.0, gt=0)  # of an automatic rate
+    layer_decay: float = Field(default=1.0, gt=0, le=1)  # each block's rate over that of the block above it
+
+    @property
+    def config(self) -> FitConfig:
+        """The settings that are the loop's own.
+
+        Raises:
+            ConfigError: if the rate was not chosen yet.
+        """
+        if self.learning_rate == "auto":
+            raise ConfigError('fit.learning_rate is still "auto"; resolve() the recipe, or write a number')
+        return FitConfig(**{field.name: getattr(self, field.name) for field in fields(FitConfig)})
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
 class Model:
     """What is trained."""
 
     path: str  # a folder, a name that `melior pull` knows, a hub id, or a version: name@alias, ver_…
-    lora: _LoRA | Literal["auto"] | None = "auto"  # "auto": r=16, or the adapter there is; null trains every weight
+    lora: _LoRA | Auto | None = "auto"  # "auto": r=16, or the adapter there is; null trains every weight
+    train: str = "all"  # of what can train: all, head, no-embeddings, last-4 (any number of blocks)
     layout: Layout = "auto"
     dtype: Dtype = "auto"
     template: Literal["auto", "chat", "plain"] = "auto"
@@ -87,6 +114,7 @@ class Data:
 
     train: str | Generated
     heldout: int | float | str = 0.1  # a number of rows, a share of the training file, or a file
+    validation: int | float = 0.1  # of the training rows, set aside only where epochs or settings are chosen by them
     seed: int = 0  # of the split
 
 
@@ -102,8 +130,8 @@ class Grading:
 class Sft:
     """Learning by demonstration."""
 
-    batch_size: int = Field(default=16, ge=1)
-    epochs: int = Field(default=1, ge=1)
+    batch_size: Count | Auto = "auto"  # rows of a step
+    epochs: Count | Auto = "auto"  # "auto": until the loss of validation rows stops falling
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
@@ -141,6 +169,29 @@ class Save:
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
+class Range:
+    """Numbers between two, both included."""
+
+    low: float
+    high: float
+    log: bool = False  # as many between 1e-5 and 1e-4 as between 1e-4 and 1e-3
+    step: float | None = Field(default=None, gt=0)
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Tune:
+    """How `melior tune` looks for better settings; training itself does not read it."""
+
+    trials: int = Field(default=20, ge=2)  # the first of them is the recipe as it stands
+    space: dict[str, Range | list[Any]] | None = None  # setting → range or choices; null: the method's own
+    pruner: Literal["median", "halving", "none"] = "median"
+    looks: int = Field(default=4, ge=1)  # measurements of a trial before its last, at which it may be given up
+    level: float = Field(default=0.95, gt=0, lt=1)  # of the whole search, however many trials it has
+    seeds: int = Field(default=3, ge=1)  # fresh ones, with which best and default are trained anew to confirm
+    seed: int = 0  # of the search
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """One run, whole."""
 
@@ -153,10 +204,11 @@ class Recipe:
     sampling: _Sampling = Field(default_factory=_Sampling)
     sft: Sft = Field(default_factory=Sft)
     rft: Rft = Field(default_factory=Rft)
-    fit: FitConfig = Field(default_factory=FitConfig)
+    fit: Fit = Field(default_factory=Fit)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     gate: _Gate = Field(default_factory=_Gate)
     save: Save = Field(default_factory=Save)
+    tune: Tune = Field(default_factory=Tune)
     seed: int = 0  # of adapter, row order and sampling
 
     def __post_init__(self) -> None:
@@ -166,8 +218,7 @@ class Recipe:
             raise ConfigError(
                 f"rft compares outputs of one input, so sampling.n must be 2 or more, got {self.sampling.n}"
             )
-        if self.method == "rft" and self.fit.steps is None:
-            raise ConfigError("rft never runs out of steps; say how many in fit.steps")
+        check_preset(self.model.train)
         if isinstance(self.data.train, Generated) and not isinstance(self.data.heldout, int):
             raise ConfigError(f"generated data holds out a number of rows, got data.heldout={self.data.heldout!r}")
         if self.fit.best_metric and self.evaluate.every is None:
@@ -266,11 +317,19 @@ def recipe_of(
         if _at(raw, place):
             raise ConfigError(f"{_where(told, place, lines)}: {'.'.join(place)} is no key here; {remedy}")
     try:
-        return TypeAdapter(Recipe).validate_python(_absolute(raw, (folder or Path.cwd()).absolute()))
+        return TypeAdapter(Recipe).validate_python(_absolute(_grouped(raw), (folder or Path.cwd()).absolute()))
     except ValidationError as error:
         raise ConfigError(_told(error, raw, told, lines)) from error
     except ConfigError as error:
         raise ConfigError(f"{told}: {error}") from error
+
+
+def _grouped(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same settings, with a group to compare within where rft was not told how many outputs it has."""
+    sampling = raw.get("sampling", {})
+    if raw.get("method") != "rft" or not isinstance(sampling, Mapping):
+        return raw
+    return {**raw, "sampling": {"n": GROUP, **sampling}}
 
 
 def _absolute(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -294,9 +353,12 @@ def absolute_grader(spec: Any, folder: Path) -> Any:
     """A grader's setting with the files of its functions made absolute."""
     if isinstance(spec, str):
         file, _, name = spec.rpartition(":")
-        return f"{folder / Path(file).expanduser()}:{name}" if file.endswith(".py") else spec
+        if spec.endswith(".py") and "://" not in spec:
+            return str(folder / Path(spec).expanduser())
+        return f"{folder / Path(file).expanduser()}:{name}" if file.endswith(".py") and "://" not in spec else spec
     if isinstance(spec, Mapping):
-        inner = {key: absolute_grader(value, folder) for key, value in spec.items() if key in ("function", "grader")}
+        places = ("function", "grader", "lambda")
+        inner = {key: absolute_grader(value, folder) for key, value in spec.items() if key in places}
         parts = spec.get("graders")
         if isinstance(parts, Mapping):
             inner["graders"] = {name: absolute_grader(part, folder) for name, part in parts.items()}

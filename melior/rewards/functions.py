@@ -111,7 +111,7 @@ def find_function(reference: str) -> Callable[..., Any]:
         GraderError: if there is no such callable; errors of the module's own code pass through.
     """
     where, _, attribute = reference.rpartition(":")
-    module = _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    module = load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
     try:
         found = reduce(getattr, attribute.split("."), module)
     except AttributeError:
@@ -121,7 +121,7 @@ def find_function(reference: str) -> Callable[..., Any]:
     return found
 
 
-def _load_file(path: Path) -> ModuleType:
+def load_file(path: Path) -> ModuleType:
     """The module a file holds, under a name of its own, so that `if __name__ == "__main__"` does not run."""
     if not path.is_file():
         raise GraderError(f"grader file {path} does not exist; check the path")

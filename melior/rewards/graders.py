@@ -8,6 +8,8 @@ multi             a formula over other graders                              comb
 weighted          a sum of other graders; its parts are reported            combined.py
 function          a Python function: TRL's `f(prompts, completions, **columns)` or `grade(sample, item)`
 reasoning_gym     the verifier that belongs to a reasoning-gym task         gym.py
+http              what a server answers                                     endpoints.py
+lambda            an AWS Lambda reward function: a file, a URL, an ARN      lambdas.py
 
 The first five are the OpenAI dialect's.
 """
@@ -23,10 +25,13 @@ from melior.errors import GraderError
 from melior.rewards.base import Grader, nearest
 from melior.rewards.checks import string_check
 from melior.rewards.combined import Multi, Weighted
+from melior.rewards.endpoints import HTTP_KEYS, http_grader
 from melior.rewards.formula import parse_formula
 from melior.rewards.functions import Function
 from melior.rewards.gym import reasoning_gym
 from melior.rewards.judge import label_model, score_model
+from melior.rewards.lambdas import KEYS as LAMBDA_KEYS
+from melior.rewards.lambdas import lambda_grader
 from melior.rewards.similarity import text_similarity
 
 Spec = str | Mapping[str, Any] | Callable[..., Any] | Grader
@@ -95,8 +100,8 @@ def _multi(spec: Mapping[str, Any], name: str | None) -> Grader:
     graders = spec["graders"]
     if not isinstance(graders, Mapping) or not graders:
         raise GraderError("grader multi needs a mapping of at least one name to a grader as 'graders'")
-    if "type" in graders and isinstance(graders["type"], str):
-        raise GraderError('the graders of a multi grader stand under names of their own: {"exact": {"type": …}}')
+    if isinstance(graders.get("type"), str):  # one grader on its own, as the client's types have it
+        graders = {str(graders.get("name", graders["type"])): graders}
     parts: dict[str, Grader] = {}
     for part, setting in graders.items():
         if isinstance(setting, Mapping) and setting.get("type") == "multi":
@@ -119,4 +124,6 @@ KINDS: Mapping[str, tuple[Reader, tuple[str, ...], tuple[str, ...]]] = {  # read
     "weighted": (_weighted, ("graders",), ()),
     "function": (_function, ("function",), ()),
     "reasoning_gym": (reasoning_gym, ("dataset",), ()),
+    "http": (http_grader, ("url",), HTTP_KEYS),
+    "lambda": (lambda_grader, (), LAMBDA_KEYS),
 }
