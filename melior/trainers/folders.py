@@ -3,6 +3,7 @@
 run.json        settings, fingerprints, machine and package versions
 metrics.jsonl   one line per step; a number that is not finite is null
 samples.jsonl   a few outputs per step, for people
+histograms.jsonl  how ratios, lengths and rewards of each step were distributed, where there are any
 checkpoints/    the newest few; best/ the best one by held-out metric
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 from melior.durable import append_file, remove_drafts, write_file
 from melior.errors import CheckpointError
 from melior.trainers.reports import environment
+from melior.trainers.steps import Histogram
 
 
 def open_folder(folder: Path, identity: Mapping[str, Any], metrics: Sequence[Mapping[str, float]], steps: int) -> None:
@@ -25,18 +27,28 @@ def open_folder(folder: Path, identity: Mapping[str, Any], metrics: Sequence[Map
         remove_drafts(inner)
     write_file(folder / "run.json", json.dumps({**identity, "environment": environment()}, indent=1))
     write_file(folder / "metrics.jsonl", _as_lines(metrics))
-    kept = [sample for sample in _samples(folder / "samples.jsonl") if sample["step"] < steps]
-    write_file(folder / "samples.jsonl", _as_lines(kept))
+    for name in ("samples.jsonl", "histograms.jsonl"):
+        kept = [row for row in _rows(folder / name) if row["step"] < steps]
+        write_file(folder / name, _as_lines(kept))
 
 
-def append_step(folder: Path, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
+def append_step(
+    folder: Path,
+    metrics: Mapping[str, float],
+    samples: Sequence[Mapping[str, Any]],
+    histograms: Mapping[str, Histogram],
+) -> None:
     """Adds one step's lines.
 
     Raises:
         CheckpointError: if the disk refuses.
     """
     append_file(folder / "metrics.jsonl", _as_lines([metrics]))
-    append_file(folder / "samples.jsonl", _as_lines([{"step": int(metrics["step"]), **sample} for sample in samples]))
+    step = int(metrics["step"])
+    append_file(folder / "samples.jsonl", _as_lines([{"step": step, **sample} for sample in samples]))
+    if histograms:
+        told = {name: {"edges": list(h.edges), "counts": h.counts.tolist()} for name, h in histograms.items()}
+        append_file(folder / "histograms.jsonl", _as_lines([{"step": step, **told}]))
 
 
 def check_identity(theirs: Mapping[str, Any], mine: Mapping[str, Any], folder: Path) -> None:
@@ -70,7 +82,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _samples(path: Path) -> list[Any]:
+def _rows(path: Path) -> list[Any]:
     """The rows of a file; a last line cut off by a kill is left out."""
     content = path.read_bytes() if path.is_file() else b""
     return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].split(b"\n") if line]

@@ -16,11 +16,16 @@ from melior.masking import mean_decisions, select, sum_decisions
 from melior.policies.base import LOG_PROBS, Batch, Scored, Want, score_all
 from melior.rewards.base import FailureLimit
 from melior.rollouts.collect import Grades, Rollout, collect
-from melior.trainers.steps import Step, Term, digest, generator
+from melior.trainers.steps import Histogram, Step, Term, digest, generator
 from melior.types import Sampling, Task
 
 Estimator = Literal["group_relative", "leave_one_out"]
 Aggregate = Literal["decisions", "outputs", "constant"]
+
+BINS = 16  # of a histogram of lengths or rewards
+# Fine about 1, where on-policy ratios lie.
+RATIO_EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01, 1.05, 1.1, 1.2, 1.28, 1.5, 2.0, 4.0)
+WATCHED = ("ratio", "clip_low", "clip_high", "kl_old", "kl_reference", "sampler_gap")  # means over decisions
 
 
 class Rollouts:
@@ -101,7 +106,7 @@ class Rollouts:
             columns["behavior_log_probs"] = _behavior(rollouts, batch)
         samples = [_shown(rollout) for rollout in rollouts[: self.sampling.n]]
         metrics = {**_measured(drawn), "rounds": float(rounds)}
-        return Step(batch.with_columns(**columns), metrics, samples)
+        return Step(batch.with_columns(**columns), metrics, samples, _histograms(drawn, self.sampling.max_tokens))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +171,7 @@ class Reinforcement:
         decisions, outputs = float(batch.mask.sum()), float(len(batch))
         count = {"decisions": decisions, "outputs": outputs, "constant": outputs * self.length}[self.aggregate]
         computed = float(batch.mask[self.active(batch)].sum())
-        return {"policy": count, "kl": count, "entropy": count, "policy/sampler_gap": computed}
+        return {"policy": count, "kl": count, "entropy": count, **{f"policy/{name}": computed for name in WATCHED}}
 
     def active(self, batch: Batch) -> list[int]:
         rows = batch.mask.any(1)
@@ -184,16 +189,29 @@ class Reinforcement:
         advantages = batch.columns["advantages"].to(log_probs)[:, None].expand_as(log_probs)
         old = column("old_log_probs")
         surrogate = clipped_surrogate_loss(log_probs, old, advantages, clip_low=self.clip_low, clip_high=self.clip_high)
-        watched = {}
+        watched = self._watched(log_probs.detach(), old, advantages, mask)
         if "behavior_log_probs" in batch.columns:  # whether sampler and scorer agree
             watched["sampler_gap"] = (log_probs.detach() - column("behavior_log_probs")).abs().sum()
-        terms = [Term("policy", self._total(surrogate, mask), metrics=watched)]
+        if self.beta:
+            watched["kl_reference"] = _kl(log_probs.detach() - column("ref_log_probs")).sum()
+        ratios = {"ratio": Histogram.of((log_probs.detach() - old)[mask].exp(), RATIO_EDGES)}
+        terms = [Term("policy", self._total(surrogate, mask), metrics=watched, histograms=ratios)]
         if self.beta:
             terms.append(Term("kl", self._total(kl_penalty(log_probs, column("ref_log_probs")), mask), self.beta))
         if self.entropy:
             assert scored.entropy is not None
             terms.append(Term("entropy", self._total(scored.entropy, mask), -self.entropy))
         return terms
+
+    def _watched(self, log_probs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Sums over decisions: how far the policy is from the one that sampled, and which decisions are clipped."""
+        ratio = torch.exp(log_probs - old)
+        return {
+            "ratio": select(ratio, mask).sum(),
+            "clip_low": select((ratio < 1 - self.clip_low) & (advantages < 0), mask).double().sum(),
+            "clip_high": select((ratio > 1 + self.clip_high) & (advantages > 0), mask).double().sum(),
+            "kl_old": _kl(old - log_probs).sum(),
+        }
 
     def _total(self, values: Tensor, mask: Tensor) -> Tensor:
         per_output = mean_decisions(values, mask) if self.aggregate == "outputs" else sum_decisions(values, mask)
@@ -230,7 +248,14 @@ def _measured(rollouts: Sequence[Rollout]) -> dict[str, float]:
     rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
     valid = rewards[~torch.isnan(rewards)]
     lengths = [len(rollout.record.decisions or ()) for rollout in rollouts]
+    parts: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        for name, value in rollout.score.parts.items():
+            parts.setdefault(f"rewards/{name}/mean", []).append(value)
+    chances = [value for rollout in rollouts for value in rollout.record.behavior_log_probs or ()]
     return {
+        **{name: sum(values) / len(values) for name, values in parts.items()},
+        **({"sampled_entropy": -sum(chances) / len(chances)} if chances else {}),  # nats, an estimate without bias
         "reward": float(valid.mean()) if len(valid) else float("nan"),
         "reward_std": float(valid.std(unbiased=False)) if len(valid) else float("nan"),
         "grader_errors": float(sum(bool(rollout.score.error) for rollout in rollouts)),
@@ -242,4 +267,27 @@ def _measured(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 def _shown(rollout: Rollout) -> dict[str, Any]:
     record, score = rollout.record, rollout.score
-    return {"inputs": record.inputs, "output": record.output, "reward": score.value, "error": score.error}
+    told = {"inputs": record.inputs, "output": record.output, "reward": score.value, "error": score.error}
+    more = {"reason": score.reason, "parts": dict(score.parts), "group": record.group, "finish": record.finish}
+    return {**told, **more, "tokens": len(record.decisions or ())}
+
+
+def _histograms(rollouts: Sequence[Rollout], longest: int) -> dict[str, Histogram]:
+    """How lengths and rewards are distributed; rewards within [0, 1] share one range, so that steps can be compared."""
+    lengths = torch.tensor([float(len(rollout.record.decisions or ())) for rollout in rollouts])
+    rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
+    rewards = rewards[torch.isfinite(rewards)]
+    found = {"length": Histogram.of(lengths, _edges(0.0, float(max(longest, 1))))}
+    if len(rewards):
+        low, high = min(0.0, float(rewards.min())), max(1.0, float(rewards.max()))
+        found["reward"] = Histogram.of(rewards, _edges(low, high))
+    return found
+
+
+def _edges(low: float, high: float) -> tuple[float, ...]:
+    return tuple(low + (high - low) * index / BINS for index in range(BINS + 1))
+
+
+def _kl(log_ratio: Tensor) -> Tensor:
+    """Schulman's k3 of each decision: not negative, and in expectation the KL divergence."""
+    return torch.exp(-log_ratio) - 1 + log_ratio

@@ -15,12 +15,32 @@ from melior.policies.base import Batch, Scored, Trainable, Want
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How many values fell into each bin: bin i is [edges[i], edges[i + 1]); the outer two take what lies beyond."""
+
+    edges: tuple[float, ...]
+    counts: Tensor  # [len(edges) - 1]
+
+    @classmethod
+    def of(cls, values: Tensor, edges: Sequence[float]) -> Histogram:
+        """The histogram of finite values of any shape."""
+        values = values.detach().flatten().double().cpu()
+        inner = torch.tensor(edges[1:-1], dtype=torch.float64)
+        bins = torch.bucketize(values[torch.isfinite(values)], inner, right=True)
+        return cls(tuple(edges), torch.bincount(bins, minlength=len(edges) - 1))
+
+    def __add__(self, other: Histogram) -> Histogram:
+        return Histogram(self.edges, self.counts + other.counts)
+
+
+@dataclass(frozen=True)
 class Step:
     """Everything one update learns from, before it is cut into micro-batches."""
 
     batch: Batch
     metrics: Mapping[str, float] = field(default_factory=dict)  # what collecting the step measured
     samples: Sequence[Mapping[str, Any]] = ()  # a few outputs a person would like to read
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)  # of what was collected
 
     def with_columns(self, **columns: Tensor) -> Step:
         """The same step with columns added to its batch."""
@@ -39,6 +59,7 @@ class Term:
     total: Tensor  # []
     weight: float = 1.0
     metrics: Mapping[str, Tensor] = field(default_factory=dict)  # sums, divided by the same count
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)  # added up over micro-batches, never divided
 
 
 class Objective(Protocol):
