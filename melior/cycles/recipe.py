@@ -140,6 +140,8 @@ class Rft(Reinforcement):
 
     prompts: int = Field(default=16, ge=1)  # of a step; each is sampled sampling.n times
     resample: int = Field(default=0, ge=0)  # further draws that replace groups whose rewards are all equal
+    baseline: int = Field(default=64, ge=0)  # training prompts sampled before the first step; 0 skips it
+    hopeless: Literal["refuse", "train"] = "refuse"  # where that baseline shows nothing to learn from
 
     @property
     def objective(self) -> Reinforcement:
