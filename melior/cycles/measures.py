@@ -62,14 +62,16 @@ class Measures:
 
     def __call__(self, trainable: Any) -> Mapping[str, float]:
         """The same in a few numbers, for `fit` while it trains."""
-        found: dict[str, float] = {}
-        if self.recipe.method == "sft":
-            found |= HeldoutLoss(trainable, self.rows.heldout)(trainable)
-        if self.heldout is not None:
-            measured = self.evaluation(trainable)
-            found["heldout_reward"] = measured.reward.estimate
-            found["heldout_greedy"] = measured.greedy.estimate if measured.greedy else math.nan
-        return found
+        loss = HeldoutLoss(trainable, self.rows.heldout)(trainable) if self.recipe.method == "sft" else {}
+        return {**loss, **self.graded(trainable)}
+
+    def graded(self, trainable: Any) -> dict[str, float]:
+        """Held-out rewards, where there is a grader."""
+        if self.heldout is None:
+            return {}
+        measured = self.evaluation(trainable)
+        greedy = measured.greedy.estimate if measured.greedy else math.nan
+        return {"heldout_reward": measured.reward.estimate, "heldout_greedy": greedy}
 
 
 def open_pool(spec: GraderSpec, grading: Grading | None = None) -> GraderPool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from melior.data.reasoning import demonstrations_of, reasoning_split
 from melior.data.splits import check_disjoint, split
 from melior.errors import DataError
 from melior.types import Demonstration, Sampling, Task
+
+LEAST_ASIDE, MOST_ASIDE = 10, 500  # rows set aside: fewer say nothing, more cost more than they tell
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,24 @@ class Rows:
     tasks: list[Task]  # the held-out rows as inputs to answer
     source: str
     kind: str
+    validation: list[Any] = field(default_factory=list)  # set aside to say when to stop; neither trained nor reported
 
     @property
     def fingerprint(self) -> str:
-        """Of both sides."""
-        return fingerprint([*self.train, {"heldout": len(self.heldout)}, *self.heldout])
+        """Of all sides."""
+        aside = [{"validation": len(self.validation)}, *self.validation] if self.validation else []
+        return fingerprint([*self.train, *aside, {"heldout": len(self.heldout)}, *self.heldout])
+
+    def set_aside(self, share: int | float, seed: int) -> Rows:
+        """The same rows with some of the training side set aside; as they are where they are too few to share."""
+        wanted = share if isinstance(share, int) else min(MOST_ASIDE, max(LEAST_ASIDE, round(share * len(self.train))))
+        if not wanted or len(self.train) < 2 * LEAST_ASIDE or wanted > len(self.train) // 2:
+            return self
+        try:
+            train, validation = split(self.train, wanted, seed)
+        except DataError:  # all of them belong together
+            return self
+        return replace(self, train=train, validation=validation)
 
 
 def load_rows(recipe: Recipe) -> Rows:
@@ -58,7 +73,9 @@ def load_rows(recipe: Recipe) -> Rows:
     if not heldout:
         raise DataError("0 rows are held out, so nobody could tell whether training helped; raise data.heldout")
     check_disjoint(train, heldout)
-    return Rows(train, heldout[:items], tasks[:items], source, kind)
+    rows = Rows(train, heldout[:items], tasks[:items], source, kind)
+    chosen = recipe.method == "sft" and recipe.sft.epochs == "auto"
+    return rows.set_aside(data.validation, data.seed) if chosen else rows
 
 
 def task_of(row: Demonstration | Task) -> Task:

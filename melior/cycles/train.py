@@ -5,8 +5,8 @@
 Every step leaves its result in the run's folder before the next begins, so the same call goes on wherever the last one
 was stopped, to the same numbers:
 
-    recipe.yaml  run.json  metrics.jsonl  samples.jsonl  checkpoints/  best/
-    evaluation-before.json  evaluation.json  model/  result.json
+    recipe.yaml  resolved.json  run.json  metrics.jsonl  samples.jsonl  checkpoints/  best/
+    baseline.json  evaluation-before.json  evaluation.json  model/  result.json
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from melior.cycles.auto import Resolved, is_settled, resolve
+from melior.cycles.baseline import Baseline, declared_bounds, judged, sample_baseline
 from melior.cycles.ledger import record_evaluation, record_gate
+from melior.cycles.lesson import Lesson, lesson, load_trainable
 from melior.cycles.measures import Measures, headline, kept, read_evaluation
 from melior.cycles.models import Found, find_model
 from melior.cycles.recipe import Recipe, difference, load_recipe
 from melior.cycles.rows import Rows, check_room, load_rows
 from melior.durable import write_file
-from melior.errors import CheckpointError, ConfigError, StoreError, TrainingError
+from melior.errors import CheckpointError, StoreError, TrainingError
 from melior.evaluation.compare import compare
 from melior.evaluation.evaluate import Evaluation
 from melior.evaluation.gates import Verdict, decide
-from melior.policies.adapters import LoRA, is_adapter
 from melior.policies.language import LanguagePolicy
 from melior.registry import Registry
 from melior.store import Store
 from melior.trainers.loop import Run, fit
-from melior.trainers.reinforcement import Rollouts
-from melior.trainers.supervised import Examples, supervised
+from melior.trainers.overfitting import overfitting
 
 Report = Callable[[str, int, int, str], None]  # what is going on, how much is done, of how much, a note
 
@@ -63,8 +64,11 @@ class Outcome:
     skipped: int = 0  # updates whose loss or gradient was not finite
     dropped: int = 0  # training rows without a decision inside the context
     stopped: str = ""  # why training ended early
+    choices: tuple[str, ...] = ()  # what "auto" became, with reasons
+    warning: str = ""  # of over-fitting
     tokens: int = 0  # decisions learnt from (sft) or generated (rft) in training
     seconds: float = 0.0  # of training; the evaluations carry their own
+    baseline: Mapping[str, Any] | None = None  # of rft: what the policy earned on training tasks before its first step
     layout: str = ""
     nodes: int = 0  # tokens computed in training passes, prefixes shared
     padded_tokens: int = 0  # what padded rows would have computed
@@ -84,6 +88,7 @@ class Outcome:
         """The outcome of the finished run in a folder."""
         fields = json.loads((folder / "result.json").read_text())
         verdict = Verdict.from_json(fields.pop("gate"))
+        fields["choices"] = tuple(fields.get("choices", ()))
         before, after = (read_evaluation(folder / name) for name in ("evaluation-before.json", "evaluation.json"))
         return cls(**{**fields, "folder": folder, "before": before, "after": after, "verdict": verdict})
 
@@ -95,10 +100,12 @@ def run_recipe(
     store: Store,
     report: Report = quiet,
     before: Evaluation | None = None,
+    anyway: bool = False,
 ) -> Outcome:
     """What the recipe came to; called again with the same recipe and folder it goes on where it stopped.
 
-    `before`: the starting policy's evaluation on the same rows, where it is known already.
+    `before`: the starting policy's evaluation on the same rows, where it is known already. `anyway`: train even where
+    the baseline of an rft run shows nothing to learn from.
 
     Raises:
         MeliorError: for whatever is wrong with settings, rows, model or grader, in one sentence.
@@ -112,7 +119,7 @@ def run_recipe(
             outcome = Outcome.read(folder)
             store.finish_run(outcome.run_id, metrics=outcome.to_json())  # a kill may have come in between
             return outcome
-        return _Cycle(recipe, folder, store, report).run(before)
+        return _Cycle(recipe, folder, store, report, anyway).run(before)
 
 
 def resume(folder: Path, *, store: Store, report: Report = quiet) -> Outcome:
@@ -127,8 +134,9 @@ def resume(folder: Path, *, store: Store, report: Report = quiet) -> Outcome:
 class _Cycle:
     """The state of one run."""
 
-    def __init__(self, recipe: Recipe, folder: Path, store: Store, report: Report) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, store: Store, report: Report, anyway: bool = False) -> None:
         self.recipe, self.folder, self.store, self.report = recipe, folder, store, report
+        self.anyway = anyway or recipe.rft.hopeless == "train"
         self.found = find_model(recipe.model.path, store)
         self.name = _name(recipe, self.found)  # before hours are spent
 
@@ -165,9 +173,11 @@ class _Cycle:
         def measured(when: str) -> Evaluation:
             return measures.evaluation(policy, lambda done, total: self.report(f"evaluating {when}", done, total, ""))
 
+        baseline = self._baseline(policy, rows, measures)
         before = kept(folder / "evaluation-before.json", lambda: known or measured("before"))
-        steps, objective = self._lesson(policy, rows, measures)
-        done = self._fit(policy, steps, objective, measures)
+        resolved = self._resolved(policy, rows)
+        taught = lesson(resolved, recipe, policy, rows, measures, folder)
+        done = self._fit(policy, taught)
         after = kept(folder / "evaluation.json", lambda: measured("after"))
         self.report("saving", 0, 1, "")
         place = Path(recipe.save.folder) if recipe.save.folder else folder / "model"
@@ -179,29 +189,58 @@ class _Cycle:
             steps=done.steps,
             skipped=done.skipped,
             stopped=done.stopped,
-            dropped=getattr(steps, "dropped", 0),
+            dropped=getattr(taught.steps, "dropped", 0),
+            choices=tuple(map(str, resolved.choices)),
+            warning=overfitting(done.metrics, restored=done.best_step is not None),
             tokens=int(_total(done, "decisions" if recipe.method == "sft" else "num_tokens")),
             seconds=_total(done, "seconds"),
+            baseline=baseline.to_json() if baseline else None,
             layout=policy.backbone.layout,
             nodes=int(_total(done, "nodes")),
             padded_tokens=int(_total(done, "padded_tokens")),
         )
 
-    def _lesson(self, policy: LanguagePolicy, rows: Rows, measures: Measures) -> tuple[Any, Any]:
-        """What is learnt from, and how."""
-        recipe = self.recipe
-        if recipe.method == "sft":
-            sizes = asdict(recipe.sft)
-            return Examples(policy, rows.train, **sizes, seed=recipe.seed), supervised()
-        if measures.reward is None:
-            raise ConfigError("rft learns from a grader's rewards, and there is none; write grader:")
-        sizes = {"prompts": recipe.rft.prompts, "resample": recipe.rft.resample}
-        drawn = Rollouts(policy, rows.train, measures.reward, recipe.rollouts, **sizes, seed=recipe.seed)
-        return drawn, recipe.rft.objective
+    def _baseline(self, policy: LanguagePolicy, rows: Rows, measures: Measures) -> Baseline | None:
+        """What rft starts from; measured once, and looked at again whenever the run goes on."""
+        recipe, grader = self.recipe, measures.reward
+        if recipe.method != "rft" or not recipe.rft.baseline or grader is None:
+            return None
 
-    def _fit(self, policy: LanguagePolicy, steps: Any, objective: Any, measures: Measures) -> Run:
-        every = self.recipe.evaluate.every
-        config = replace(self.recipe.fit, folder=self.folder, evaluate_every=every)
+        def measure() -> Evaluation:
+            return sample_baseline(
+                policy,
+                rows.train,
+                grader,
+                recipe.rollouts,
+                prompts=recipe.rft.baseline,
+                seed=recipe.seed,
+                grader=grader.grader.name,
+                progress=lambda done, total: self.report("sampling a baseline", done, total, ""),
+            )
+
+        bounds = declared_bounds(recipe.reward_grader)
+        sampled = kept(self.folder / "baseline.json", measure)
+        found = judged(sampled, prompts_per_step=recipe.rft.prompts, bounds=bounds)
+        self.report("baseline", 1, 1, found.sentence)
+        if not self.anyway and not (self.folder / "metrics.jsonl").exists():  # once begun, it was decided
+            found.check()
+        return found
+
+    def _resolved(self, policy: LanguagePolicy, rows: Rows) -> Resolved:
+        """The recipe without anything automatic, told as it is chosen."""
+        if not is_settled(self.recipe):
+            self.report("choosing settings", 0, 1, "")
+        resolved = resolve(self.recipe, policy, rows, self.folder)
+        for choice in resolved.choices:
+            self.report(
+                f"chosen: {choice.setting}",
+                1,
+                1,
+                f"{choice.value:.4g}" if isinstance(choice.value, float) else f"{choice.value}",
+            )
+        return resolved
+
+    def _fit(self, policy: LanguagePolicy, taught: Lesson) -> Run:
         backbone = policy.backbone
         last = [backbone.nodes, backbone.padded_tokens]
 
@@ -211,7 +250,7 @@ class _Cycle:
             last[:] = now
             self.report("training", done, total, _note(metrics))
 
-        return fit(policy, steps, objective, config, evaluation=measures if every else None, on_step=on_step)
+        return fit(policy, taught.steps, taught.objective, taught.config, evaluation=taught.evaluation, on_step=on_step)
 
     def _judged(self, place: Path, before: Evaluation, after: Evaluation, run_id: str, dataset_id: str) -> Outcome:
         """Registers what was saved, puts it before the gate, and promotes it if it passed."""
@@ -269,32 +308,6 @@ class _Cycle:
             dataset_id=dataset_id,
         )
         return run.id
-
-
-def load_trainable(recipe: Recipe, found: Found) -> LanguagePolicy:
-    """The recipe's policy before its first step.
-
-    Raises:
-        ConfigError: if an adapter would be put on an adapter, or every weight of one trained.
-        ModelError: if the model cannot be loaded.
-    """
-    model, adapter = recipe.model, recipe.adapter
-    adapted = is_adapter(Path(found.path))
-    if adapted and model.lora is None:
-        raise ConfigError(
-            f"{found.path} holds an adapter, so not every weight can train; merge it first, or use lora: auto"
-        )
-    if model.lora == "auto" and not adapted:
-        adapter = LoRA(seed=recipe.seed)
-    return LanguagePolicy.load(
-        found.path,
-        adapter=adapter,
-        layout=model.layout,
-        dtype=model.dtype,
-        template=model.template,
-        max_length=model.max_length,
-        gradient_checkpointing=model.gradient_checkpointing,
-    )
 
 
 def _name(recipe: Recipe, found: Found) -> str:

@@ -185,6 +185,11 @@ class CausalBackbone:
         """Trainable parameters by name."""
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
+    def candidates(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """What can train at all, frozen or not: the adapter where there is one, else everything."""
+        named = self.model.named_parameters()
+        return ((name, p) for name, p in named if not self.adapted or "lora_" in name)
+
     def digest(self) -> str:
         """Of the weights: `DIGEST_SAMPLES` of each tensor, evenly spaced, so that large models take no longer.
 

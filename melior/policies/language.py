@@ -139,7 +139,7 @@ class LanguagePolicy:
         Raises:
             ConfigError: for a pattern that is no regular expression or matches no trainable parameter.
         """
-        named = list(self.backbone.trainable())
+        named = list(self.backbone.candidates())
         for pattern in factors:
             if not any(matches(pattern, name) for name, _ in named):
                 raise ConfigError(f"Learning-rate pattern {pattern!r} matches no trainable parameter")

@@ -34,7 +34,7 @@ def recipe_for(folder_of: Callable[..., Path]) -> Callable[..., Recipe]:
             "data": {"train": {"reasoning_gym": "chain_sum", "size": 12, "config": SUMS}, "heldout": 6},
             "grader": EVEN,
             "sampling": {"n": 4, "max_tokens": 4},
-            "sft": {"batch_size": 4},
+            "sft": {"batch_size": 4, "epochs": 1},
             "rft": {"prompts": 3},
             "fit": fit if method == "sft" else {**fit, "steps": 3},
         }

@@ -1,0 +1,249 @@
+"""what a recipe leaves to us: "auto" becomes a number, once, with its reason
+
+    rows of a step   about `DECISIONS` decisions, at least `UPDATES` steps an epoch, between `FEWEST` and `MOST` rows
+    epochs           until the loss of validation rows stops falling, `PASSES` at most; the best weights are restored
+    learning rate    sft: a range test on the rows themselves; rft: a fixed rule, as a sweep of rewards would be noise
+    steps of rft     every task once, within limits
+
+The choices are kept in the run's folder as resolved.json, so a run that goes on has the numbers it began with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from melior.cycles.recipe import Recipe, recipe_of
+from melior.cycles.rows import Rows
+from melior.durable import write_file
+from melior.errors import CheckpointError
+from melior.trainers.range_test import TESTS, RangeTest, range_test
+from melior.trainers.supervised import Examples, supervised
+
+DECISIONS = 2048  # of a step: the gradient's noise falls with their number, and so does the number of steps
+UPDATES = 8  # steps of an epoch at least, where there are rows for it: fewer hardly learn
+FEWEST, MOST = 4, 64  # rows of a step
+PASSES = 10  # epochs at most
+SHOWN = 25_000  # rows shown in all at most, an epoch being the least
+FEW_EPOCHS = 3  # what those few rows are shown
+LOOKS = 2  # validations per epoch
+SPARSE = 100  # steps between two validations at most
+PATIENCE = 3  # validations without improvement
+SAMPLE = 512  # rows whose decisions are counted
+SWEEP_ROWS = 8  # of a step of the range test at most
+ADAPTER_RATE, WHOLE_RATE = (
+    2e-4,
+    2e-5,
+)  # sft without a range test that tells: what TRL starts adapters and whole models at
+ADAPTER_LIMITS, WHOLE_LIMITS = (1e-5, 2e-3), (1e-6, 1e-4)  # beyond these a sweep is not believed
+ADAPTER_RFT, WHOLE_RFT = 1e-4, 1e-6  # docs/experiments.md (three seeds); TRL's default for GRPO
+RFT_STEPS = (20, 200)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting that was left to us."""
+
+    setting: str
+    value: float | int | str
+    reason: str
+
+    def __str__(self) -> str:
+        value = f"{self.value:g}" if isinstance(self.value, float) else self.value
+        return f"{self.setting} = {value}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe in which nothing is automatic any more."""
+
+    recipe: Recipe
+    choices: tuple[Choice, ...] = ()
+    test: RangeTest | None = None
+    watched: bool = False  # whether validation rows say when to stop
+
+
+def resolve(recipe: Recipe, policy: Any, rows: Rows, folder: Path | None = None) -> Resolved:
+    """The recipe with every automatic value chosen; what a folder holds of an earlier call is read back.
+
+    Raises:
+        CheckpointError: if the folder's choices are of another recipe or of other rows.
+    """
+    path = folder / "resolved.json" if folder else None
+    if path is not None and path.is_file():
+        return _read(path, recipe, rows)
+    made = _supervised(recipe, policy, rows) if recipe.method == "sft" else _rewarded(recipe, policy, rows)
+    if path is not None:
+        write_file(path, json.dumps(_told(made, recipe, rows), indent=1))
+    return made
+
+
+def is_settled(recipe: Recipe) -> bool:
+    """Whether nothing is left to choose."""
+    automatic = [recipe.fit.learning_rate]
+    automatic += [recipe.sft.batch_size, recipe.sft.epochs] if recipe.method == "sft" else []
+    return "auto" not in automatic and not (recipe.method == "rft" and recipe.fit.steps is None)
+
+
+# ---------------------------------------------------------------------- demonstrations
+
+
+def _supervised(recipe: Recipe, policy: Any, rows: Rows) -> Resolved:
+    choices: list[Choice] = []
+    if recipe.sft.batch_size == "auto":
+        choices.append(_batch_size(policy, rows))
+        recipe = _with(recipe, "sft", batch_size=choices[-1].value)
+    watched = recipe.sft.epochs == "auto"
+    if watched:
+        choice = _epochs(rows)
+        watched = bool(rows.validation)
+        choices.append(choice)
+        recipe = _with(recipe, "sft", epochs=choice.value)
+        recipe = _stopping(recipe, rows) if watched else recipe
+    test = None
+    if recipe.fit.learning_rate == "auto":
+        test = _sweep(recipe, policy, rows)
+        choices.append(_rate(recipe, policy, test))
+        recipe = _with(recipe, "fit", learning_rate=choices[-1].value)
+    return Resolved(recipe, tuple(choices), test, watched)
+
+
+def _batch_size(policy: Any, rows: Rows) -> Choice:
+    counted = rows.train[:SAMPLE]
+    decisions = max(1.0, float(policy.encode(counted).mask.sum()) / len(counted))
+    by_decisions = DECISIONS / decisions
+    by_updates = len(rows.train) / UPDATES
+    size = int(max(FEWEST, min(MOST, by_decisions, by_updates)))
+    size = min(size, len(rows.train))
+    why = f"rows have {decisions:.0f} decisions each, and a step should have about {DECISIONS:,}"
+    if by_updates < min(by_decisions, MOST):
+        why = f"{len(rows.train)} rows should give at least {UPDATES} steps an epoch"
+    elif by_decisions > MOST:
+        why += f", but no more than {MOST} rows"
+    elif by_decisions < FEWEST:
+        why += f", but no fewer than {FEWEST} rows"
+    return Choice("sft.batch_size", size, why)
+
+
+def _epochs(rows: Rows) -> Choice:
+    count = len(rows.train)
+    if not rows.validation:
+        why = f"{count} rows are too few to set some aside that would say when to stop"
+        return Choice("sft.epochs", FEW_EPOCHS, why)
+    most = max(1, min(PASSES, SHOWN // max(1, count)))
+    why = (
+        f"at most; {len(rows.validation)} rows set aside say when to stop, after {PATIENCE} looks without improvement, "
+        "and the best weights are kept"
+    )
+    return Choice("sft.epochs", most, why)
+
+
+def _stopping(recipe: Recipe, rows: Rows) -> Recipe:
+    """The recipe with the looks that automatic epochs need; what a person wrote of them stays."""
+    size = recipe.sft.batch_size
+    assert isinstance(size, int)
+    per_epoch = math.ceil(len(rows.train) / size)
+    every = recipe.evaluate.every or max(1, min(math.ceil(per_epoch / LOOKS), SPARSE))
+    recipe = _with(recipe, "evaluate", every=every)
+    if recipe.fit.best_metric is not None:
+        return recipe
+    patience = recipe.fit.patience or PATIENCE
+    return _with(recipe, "fit", best_metric="heldout_loss", best_is="min", patience=patience)
+
+
+def _sweep(recipe: Recipe, policy: Any, rows: Rows) -> RangeTest | None:
+    """A range test on small steps; None where there are too few rows for one."""
+    size = recipe.sft.batch_size
+    assert isinstance(size, int)
+    per_step = max(1, min(size, SWEEP_ROWS, len(rows.train) // TESTS))
+    needed = rows.train[: TESTS * per_step * 4]
+    if len(rows.train) < FEWEST * 2:
+        return None
+    passes = math.ceil(TESTS * per_step / len(needed))
+    steps = Examples(policy, needed, batch_size=per_step, epochs=passes, seed=recipe.seed)
+    objective: Any = supervised()
+    return range_test(policy, steps, objective, _with(recipe, "fit", learning_rate=1.0).fit.config)
+
+
+def _rate(recipe: Recipe, policy: Any, test: RangeTest | None) -> Choice:
+    adapted = policy.backbone.adapted
+    fallback, (low, high) = (ADAPTER_RATE, ADAPTER_LIMITS) if adapted else (WHOLE_RATE, WHOLE_LIMITS)
+    what = "adapters" if adapted else "whole models"
+    if test is None or test.rate is None:
+        why = test.reason if test else "there are too few rows for a range test"
+        rate, why = fallback, f"{why}; {what} usually learn at {fallback:g}"
+    elif not low <= test.rate <= high:
+        rate = min(max(test.rate, low), high)
+        why = f"{test.reason} is {test.rate:g}, and {what} are kept between {low:g} and {high:g}"
+    else:
+        rate, why = test.rate, test.reason
+    return _multiplied(recipe, rate, why)
+
+
+def _multiplied(recipe: Recipe, rate: float, why: str) -> Choice:
+    multiplier = recipe.fit.rate_multiplier
+    if multiplier != 1.0:
+        rate, why = rate * multiplier, f"{why}; times fit.rate_multiplier {multiplier:g}"
+    return Choice("fit.learning_rate", float(rate), why)
+
+
+# ---------------------------------------------------------------------- rewards
+
+
+def _rewarded(recipe: Recipe, policy: Any, rows: Rows) -> Resolved:
+    choices: list[Choice] = []
+    if recipe.fit.steps is None:
+        least, most = RFT_STEPS
+        prompts = min(recipe.rft.prompts, len(rows.train))
+        once = math.ceil(len(rows.train) / prompts)
+        steps = max(least, min(most, once))
+        why = f"{len(rows.train)} tasks, {prompts} a step, are all seen once in {once}; between {least} and {most}"
+        choices.append(Choice("fit.steps", steps, why))
+        recipe = _with(recipe, "fit", steps=steps)
+    if recipe.fit.learning_rate == "auto":
+        adapted = policy.backbone.adapted
+        rate = ADAPTER_RFT if adapted else WHOLE_RFT
+        why = f"{'an adapter' if adapted else 'every weight'} learns from rewards at {rate:g}; a sweep would see noise"
+        choices.append(_multiplied(recipe, rate, why))
+        recipe = _with(recipe, "fit", learning_rate=choices[-1].value)
+    return Resolved(recipe, tuple(choices))
+
+
+# ---------------------------------------------------------------------- keeping
+
+
+def _with(recipe: Recipe, section: str, **values: Any) -> Recipe:
+    told = recipe.to_dict()
+    told[section] = {**told[section], **values}
+    return recipe_of(told)
+
+
+def _told(made: Resolved, asked: Recipe, rows: Rows) -> dict[str, Any]:
+    return {
+        "choices": [asdict(choice) for choice in made.choices],
+        "recipe": made.recipe.to_dict(),
+        "range_test": asdict(made.test) if made.test else None,
+        "watched": made.watched,
+        "asked": asked.digest,
+        "rows": rows.fingerprint,
+    }
+
+
+def _read(path: Path, recipe: Recipe, rows: Rows) -> Resolved:
+    try:
+        kept: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if (kept["asked"], kept["rows"]) != (recipe.digest, rows.fingerprint):
+            raise CheckpointError(
+                f"{path} holds choices for {'another recipe' if kept['asked'] != recipe.digest else 'other rows'}; "
+                "choose another folder, or remove it"
+            )
+        test = kept["range_test"]
+        read = RangeTest(**{**test, "rates": tuple(test["rates"]), "changes": tuple(test["changes"])}) if test else None
+        choices = tuple(Choice(**choice) for choice in kept["choices"])
+        return Resolved(recipe_of(kept["recipe"]), choices, read, kept["watched"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); remove it, and the choices are made anew") from error

@@ -1,0 +1,113 @@
+"""what one run of `fit` is given: the policy as it starts, its steps, its objective, and what watches it"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from melior.cycles.auto import Resolved
+from melior.cycles.measures import Measures
+from melior.cycles.models import Found
+from melior.cycles.recipe import Recipe
+from melior.cycles.rows import Rows
+from melior.errors import ConfigError
+from melior.policies.adapters import LoRA, is_adapter
+from melior.policies.freezing import factors_of
+from melior.policies.language import LanguagePolicy
+from melior.trainers.loop import FitConfig
+from melior.trainers.overfitting import FittingGap
+from melior.trainers.reinforcement import Rollouts
+from melior.trainers.supervised import Examples, supervised
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The arguments of `fit`."""
+
+    steps: Any
+    objective: Any
+    config: FitConfig
+    evaluation: Any  # None where nothing is measured on the way
+
+
+def lesson(
+    resolved: Resolved, asked: Recipe, policy: LanguagePolicy, rows: Rows, measures: Measures, folder: Path
+) -> Lesson:
+    """What the resolved recipe trains on, and how.
+
+    Raises:
+        ConfigError: if rft has no grader, or what trains is not there.
+    """
+    recipe = resolved.recipe
+    every = recipe.evaluate.every
+    config = replace(recipe.fit.config, folder=folder, evaluate_every=every, rates=freeze(recipe, policy))
+    if recipe.method == "sft":
+        size, epochs = int(recipe.sft.batch_size), int(recipe.sft.epochs)
+        steps: Any = Examples(policy, rows.train, batch_size=size, epochs=epochs, seed=recipe.seed)
+        evaluation = _Watch(policy, rows, measures, graded=asked.evaluate.every is not None) if every else None
+        return Lesson(steps, supervised(), config, evaluation)
+    if measures.reward is None:
+        raise ConfigError("rft learns from a grader's rewards, and there is none; write grader:")
+    steps = Rollouts(
+        policy,
+        rows.train,
+        measures.reward,
+        recipe.rollouts,
+        prompts=recipe.rft.prompts,
+        resample=recipe.rft.resample,
+        seed=recipe.seed,
+    )
+    return Lesson(steps, recipe.rft.objective, config, measures if every else None)
+
+
+class _Watch:
+    """Loss and fitting gap while demonstrations are learnt, and rewards where they were asked for."""
+
+    def __init__(self, policy: LanguagePolicy, rows: Rows, measures: Measures, *, graded: bool) -> None:
+        self.gap = FittingGap(policy, rows.train, rows.validation or rows.heldout)
+        self.measures = measures if graded else None
+
+    def __call__(self, trainable: Any) -> Mapping[str, float]:
+        found = dict(self.gap(trainable))
+        return found | self.measures.graded(trainable) if self.measures else found
+
+
+def freeze(recipe: Recipe, policy: LanguagePolicy) -> dict[str, float]:
+    """Takes out of training what the recipe freezes; returns the factors of the rates of what is left.
+
+    Raises:
+        ConfigError: if a pattern matches nothing, or nothing is left.
+    """
+    names = [name for name, _ in policy.backbone.candidates()]
+    fit = recipe.fit
+    return policy.freeze(factors_of(names, train=recipe.model.train, layer_decay=fit.layer_decay, rates=fit.rates))
+
+
+def load_trainable(recipe: Recipe, found: Found) -> LanguagePolicy:
+    """The recipe's policy before its first step.
+
+    Raises:
+        ConfigError: if an adapter would be put on an adapter, or every weight of one trained.
+        ModelError: if the model cannot be loaded.
+    """
+    model, adapter = recipe.model, recipe.adapter
+    adapted = is_adapter(Path(found.path))
+    if adapted and model.lora is None:
+        raise ConfigError(
+            f"{found.path} holds an adapter, so not every weight can train; merge it first, or use lora: auto"
+        )
+    if model.lora == "auto" and not adapted and model.train == "all":
+        adapter = LoRA(seed=recipe.seed)
+    policy = LanguagePolicy.load(
+        found.path,
+        adapter=adapter,
+        layout=model.layout,
+        dtype=model.dtype,
+        template=model.template,
+        max_length=model.max_length,
+        gradient_checkpointing=model.gradient_checkpointing,
+    )
+    freeze(recipe, policy)
+    return policy

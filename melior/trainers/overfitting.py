@@ -1,0 +1,103 @@
+"""over-fitting, seen while it happens: the loss of rows that train beside the loss of rows that never do
+
+    gap = how far training rows have come − how far held-out rows have come, both since before the first step
+
+Each row is compared with itself, so it does not matter which side holds the easier rows; the gap is 0 before training
+and stays there while what is learnt is general. Its interval joins the two sides' by the recovered variances.
+
+Source: Zou and Donner 2008, Statistics in Medicine 27 (the interval of a difference from two separate intervals).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from melior.errors import DataError
+from melior.statistics import Interval, mean_interval
+from melior.trainers.supervised import HeldoutLoss
+from melior.types import Demonstration
+
+PROBE = 64  # training rows measured beside the held-out ones: a gap of a third of a deviation shows
+
+
+class FittingGap:
+    """An evaluation for `fit`: heldout_loss, probe_loss of some training rows, and their gap with its interval.
+
+    Make it before `fit`, from the policy as it starts: the gap counts from there, in a resumed run as well.
+    """
+
+    def __init__(
+        self, policy: Any, train: Sequence[Demonstration], heldout: Sequence[Demonstration], *, probe: int = PROBE
+    ) -> None:
+        """Raises DataError if one of the sides has no decision within the context."""
+        self.train, self.heldout = _sample(train, min(probe, max(2, len(heldout)))), list(heldout)
+        self.loss = HeldoutLoss(policy, self.heldout)
+        self.before = [_row_losses(policy, rows) for rows in (self.train, self.heldout)]
+        if not all(self.before):
+            raise DataError(f"None of {len(self.train)} training rows has a decision within the context; shorten them")
+
+    def __call__(self, policy: Any) -> Mapping[str, float]:
+        now = [_row_losses(policy, rows) for rows in (self.train, self.heldout)]
+        gap = fitting_gap(*([now[s][row] - self.before[s][row] for row in now[s]] for s in (0, 1)))
+        probe = list(now[0].values())
+        return {
+            **self.loss(policy),
+            "probe_loss": math.fsum(probe) / len(probe),
+            "fitting_gap": gap.estimate,
+            "fitting_gap_low": gap.low,
+            "fitting_gap_high": gap.high,
+        }
+
+
+def fitting_gap(train: Sequence[float], heldout: Sequence[float]) -> Interval:
+    """How much more the loss of training rows fell than that of held-out rows, from each row's change in loss, nats."""
+    ours, theirs = mean_interval(train), mean_interval(heldout)
+    gap = theirs.estimate - ours.estimate
+    below = math.hypot(theirs.estimate - theirs.low, ours.high - ours.estimate)
+    above = math.hypot(theirs.high - theirs.estimate, ours.estimate - ours.low)
+    return Interval(gap, gap - below, gap + above)
+
+
+def overfitting(metrics: Sequence[Mapping[str, float]], *, restored: bool) -> str:
+    """What the evaluations say about over-fitting, in a sentence; empty where they say nothing against the run.
+
+    It is over-fitting when held-out loss rose from its lowest point while that of training rows fell or kept still,
+    and the gap between them is beyond chance.
+    """
+    seen = [row for row in metrics if math.isfinite(row.get("heldout_loss", math.nan)) and "probe_loss" in row]
+    if len(seen) < 2:
+        return ""
+    best = min(range(len(seen)), key=lambda index: seen[index]["heldout_loss"])
+    low, last = seen[best], seen[-1]
+    rise, fall = last["heldout_loss"] - low["heldout_loss"], low["probe_loss"] - last["probe_loss"]
+    if rise <= 0 or fall < 0 or not last["fitting_gap_low"] > 0:
+        return ""
+    kept = (
+        "the weights from there are kept" if restored else "set sft.epochs: auto to stop there and keep those weights"
+    )
+    return (
+        f"over-fitting: held-out loss was lowest after step {int(low['step']) + 1} ({low['heldout_loss']:.3f}) and "
+        f"rose by {rise:.3f} while training rows' fell by {fall:.3f} (gap {last['fitting_gap']:.3f} "
+        f"[{last['fitting_gap_low']:.3f}, {last['fitting_gap_high']:.3f}]); {kept}"
+    )
+
+
+def _sample(rows: Sequence[Demonstration], count: int) -> list[Demonstration]:
+    """Some of the rows, the same ones in whatever order they stand."""
+
+    def rank(row: Demonstration) -> str:
+        return hashlib.sha256(repr((row.inputs, row.output)).encode()).hexdigest()
+
+    return sorted(rows, key=rank)[:count]
+
+
+@torch.no_grad()
+def _row_losses(policy: Any, rows: Sequence[Demonstration]) -> dict[int, float]:
+    """Mean negative log-likelihood per decision of each row that has one."""
+    found = policy.log_probs(rows)
+    return {index: -float(values.double().mean()) for index, values in enumerate(found) if len(values)}
