@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
 from melior.errors import GraderError
+from melior.rewards.sandbox import Isolation
 from melior.types import Record, Score
 
 LONGEST_TRACEBACK = 8_000  # characters kept, from the end: the last frames say most
@@ -65,6 +66,18 @@ class Combined(Grader, Protocol):
 
     def combine(self, scores: Mapping[str, Score]) -> Score:
         """One score out of the graders' own, by their names."""
+        ...
+
+
+@runtime_checkable
+class Isolated(Grader, Protocol):
+    """A grader that runs code of others, or evaluates what a model wrote; a `GraderPool` gives it a sandbox."""
+
+    @property
+    def isolation(self) -> Isolation: ...
+
+    def inside(self) -> Grader:
+        """The grader that runs in the sandbox."""
         ...
 
 

@@ -32,6 +32,7 @@ from melior.rewards.gym import reasoning_gym
 from melior.rewards.judge import label_model, score_model
 from melior.rewards.lambdas import KEYS as LAMBDA_KEYS
 from melior.rewards.lambdas import lambda_grader
+from melior.rewards.python import python_grader
 from melior.rewards.similarity import text_similarity
 
 Spec = str | Mapping[str, Any] | Callable[..., Any] | Grader
@@ -123,6 +124,7 @@ KINDS: Mapping[str, tuple[Reader, tuple[str, ...], tuple[str, ...]]] = {  # read
     "multi": (_multi, ("graders", "calculate_output"), ()),
     "weighted": (_weighted, ("graders",), ()),
     "function": (_function, ("function",), ()),
+    "python": (python_grader, ("source",), ("image_tag", "pass_threshold")),
     "reasoning_gym": (reasoning_gym, ("dataset",), ()),
     "http": (http_grader, ("url",), HTTP_KEYS),
     "lambda": (lambda_grader, (), LAMBDA_KEYS),

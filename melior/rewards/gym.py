@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from melior.errors import GraderError
-from melior.rewards.base import checked, text_of
+from melior.rewards.base import Grader, checked, text_of
+from melior.rewards.sandbox import Isolation, Level
 from melior.types import Record, Score
 
 
@@ -23,6 +24,15 @@ class ReasoningGym:
     spec: Mapping[str, Any]
     dataset: str
     _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def isolation(self) -> Isolation:
+        """The best sandbox there is, and none if there is none: what it evaluates is the model's, not a stranger's."""
+        return Isolation(minimum=Level.L1, imports=("melior.data.reasoning",))
+
+    def inside(self) -> Grader:
+        """The same grader."""
+        return self
 
     def load(self) -> None:
         """Import reasoning_gym; the data set itself is made when its settings are known."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import importlib
 import json
 import os
 import resource
@@ -25,9 +26,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
-from melior.rewards.base import Grader, call_grader
+from melior.rewards.base import Grader, Isolated, call_grader
+from melior.rewards.sandbox import Confinement
+from melior.rewards.sandbox.confine import Sandbox
 from melior.types import Record, Score
 
 KEPT_OUTPUT = 16_384  # bytes of stdout and stderr, from the end
@@ -36,12 +39,12 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def main() -> NoReturn:
-    """`python -m melior.rewards.worker REQUESTS ANSWERS`, both inherited file descriptors."""
+    """`python -m melior.rewards.worker REQUESTS ANSWERS [CONFINEMENT]`: two inherited file descriptors, and JSON."""
     requests, answers = (int(argument) for argument in sys.argv[1:3])
-    guard(requests, answers, None)
+    guard(requests, answers, None, Confinement.from_json(sys.argv[3]) if len(sys.argv) > 3 else None)
 
 
-def guard(requests: int, answers: int, grader: Grader | None) -> NoReturn:
+def guard(requests: int, answers: int, grader: Grader | None, confinement: Confinement | None = None) -> NoReturn:
     """Run the grader process, outlive it, leave nothing behind; never returns."""
     for descriptor in (requests, answers):
         os.set_inheritable(descriptor, False)  # programs that user code starts must not hold the pipes open
@@ -54,20 +57,23 @@ def guard(requests: int, answers: int, grader: Grader | None) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     output_read, output_write = os.pipe()
+    sandbox = Sandbox(confinement) if confinement is not None else None
     child = os.fork()
     if child == 0:
         signal.set_wakeup_fd(-1)
         for descriptor in (wake_read, wake_write, output_read):
             os.close(descriptor)
         _become_grader_process(output_write)
-        serve(requests, answers, grader)
+        serve(requests, answers, grader, sandbox)
         os._exit(0)
     os.close(output_write)
     tail = _Tail(output_read)
-    ended = _watch(child, requests, wake_read, tail)
+    ended = _watch(child, requests, wake_read, tail, sandbox)
     if ended is None:
         _ask_where(child, tail)
     _kill_offspring(child)
+    if sandbox is not None:
+        sandbox.remove()
     tail.read(0.0)
     line = json.dumps({"ended": ended or "killed", "output": tail.text()})
     with suppress(OSError):  # the pool may be gone
@@ -107,14 +113,16 @@ class _Tail:
         return self.kept.decode("utf-8", "replace")
 
 
-def _watch(child: int, requests: int, wake: int, tail: _Tail) -> str | None:
+def _watch(child: int, requests: int, wake: int, tail: _Tail, sandbox: Sandbox | None) -> str | None:
     """How the grader process ended, or None where the pool wants it ended; drains its output meanwhile."""
     poll = select.poll()
     poll.register(requests, 0)  # hang-up alone: the lines are the grader process's to read
     poll.register(wake, select.POLLIN)
     poll.register(tail.descriptor, select.POLLIN)
     while True:
-        events = dict(poll.poll())
+        events = dict(poll.poll(sandbox.look_every_ms if sandbox is not None else None))
+        if sandbox is not None and (overfull := sandbox.overfull()):
+            return overfull
         if tail.descriptor in events:
             tail.read(0.0)
             if events[tail.descriptor] & select.POLLHUP:
@@ -186,7 +194,7 @@ def _become_grader_process(output: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def serve(requests: int, answers: int, grader: Grader | None) -> None:
+def serve(requests: int, answers: int, grader: Grader | None, sandbox: Sandbox | None = None) -> None:
     """Load the grader as the first line says, then answer one line per line until there are no more."""
     me = os.getpid()
     lines = os.fdopen(requests, "rb")
@@ -196,12 +204,11 @@ def serve(requests: int, answers: int, grader: Grader | None) -> None:
     def load() -> Score:
         nonlocal loaded
         if loaded is None:
-            from melior.rewards.graders import load_grader
-
-            sys.path[:] = hello["path"]
-            loaded = load_grader(hello["spec"])
+            loaded = _described(hello)
+        if sandbox is not None:
+            sandbox.enter((requests, answers))
         loaded.load()
-        if hello["memory_bytes"] is not None:  # after loading: libraries reserve more than they use
+        if hello["memory_bytes"] is not None and sandbox is None:  # after loading: libraries reserve more than they use
             resource.setrlimit(resource.RLIMIT_AS, (hello["memory_bytes"], hello["memory_bytes"]))
         return Score(value=None)
 
@@ -213,6 +220,19 @@ def serve(requests: int, answers: int, grader: Grader | None) -> None:
         if os.getpid() != me:
             os._exit(0)  # a fork that user code forgot: one answer is enough
         _answer(answers, request["id"], score)
+
+
+def _described(hello: dict[str, Any]) -> Grader:
+    """The grader of the first line, not loaded yet; nothing of it has run."""
+    from melior.rewards.graders import load_grader
+
+    if not hello["inside"]:
+        sys.path[:] = hello["path"]
+        return load_grader(hello["spec"])
+    isolated = cast(Isolated, load_grader(hello["spec"]))
+    for module in isolated.isolation.imports:
+        importlib.import_module(module)
+    return isolated.inside()
 
 
 class _Loading:
