@@ -138,8 +138,8 @@ class _Asked:
         generated = data.removeprefix("reasoning_gym:") if data.startswith("reasoning_gym:") else None
         if grader is None and generated is None:
             raise ConfigError(f"nobody grades the answers to {data}; give --grader")
-        self.spec = {"type": "reasoning_gym", "dataset": generated} if grader is None else _grader(grader)
-        self.data, self.items, self.seed, self.config = data, items, seed, _object(config, "--config")
+        self.spec = {"type": "reasoning_gym", "dataset": generated} if grader is None else grader_of(grader)
+        self.data, self.items, self.seed, self.config = data, items, seed, object_of(config, "--config")
         self.n, self.max_tokens, self.temperature = n, max_tokens, temperature
 
     def evaluations(self, models: list[str], where: str | None) -> list[Evaluation]:
@@ -156,7 +156,7 @@ class _Asked:
         sampling = Sampling(n=self.n, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed)
         tasks = read_tasks(self.data, items=self.items, seed=self.seed, config=self.config)
         results = []
-        with Store.open(where) as store, open_pool(self.spec) as pool, Progress() as progress:
+        with Store.open(where) as store, open_pool(self.spec, store=store) as pool, Progress() as progress:
             found = [find_model(model, store) for model in models]
             for model, one in zip(models, found, strict=True):
                 progress(f"loading {first_line(model, 40)}", 0, 1)
@@ -173,7 +173,7 @@ class _Asked:
         return results
 
 
-def _grader(text: str) -> Any:
+def grader_of(text: str) -> Any:
     """A grader's setting from what was typed."""
     from melior.cycles.recipe import absolute_grader
 
@@ -185,10 +185,11 @@ def _grader(text: str) -> Any:
             return absolute_grader(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent.absolute())
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"the grader file {path} cannot be read: {error}") from error
-    return _object(text, "--grader") if text.lstrip().startswith("{") else absolute_grader(text, Path.cwd())
+    return object_of(text, "--grader") if text.lstrip().startswith("{") else absolute_grader(text, Path.cwd())
 
 
-def _object(text: str, option: str) -> dict[str, Any]:
+def object_of(text: str, option: str) -> dict[str, Any]:
+    """The JSON object that was typed after an option."""
     try:
         found = json.loads(text)
     except ValueError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from melior.cycles.models import with_judges
 from melior.cycles.recipe import GraderSpec, Grading, Recipe
 from melior.cycles.rows import Rows
 from melior.data.formats import fingerprint
@@ -22,6 +23,7 @@ from melior.evaluation.evaluate import GREEDY, REWARD, Evaluation, Progress, eva
 from melior.rewards.graders import load_grader
 from melior.rewards.workers import GraderPool
 from melior.statistics import bootstrap_mean
+from melior.store import Store
 from melior.trainers.supervised import HeldoutLoss
 from melior.types import Demonstration, Sampling
 
@@ -31,9 +33,9 @@ LIKELIHOOD = "log-prob per decision"  # the grader's name where demonstrations a
 class Measures:
     """Everything that grades in one run. Close it, or use it in a `with` statement: graders are processes."""
 
-    def __init__(self, recipe: Recipe, rows: Rows) -> None:
-        """Raises GraderError if a grader cannot be loaded."""
-        self.recipe, self.rows = recipe, rows
+    def __init__(self, recipe: Recipe, rows: Rows, store: Store | None = None) -> None:
+        """Raises GraderError if a grader cannot be loaded; judges of the registry are found in `store`."""
+        self.recipe, self.rows, self.store = recipe, rows, store
         self._stack = ExitStack()
         pools: dict[str, GraderPool] = {}
         self.reward = self._pool(recipe.reward_grader if recipe.method == "rft" else None, pools)
@@ -44,7 +46,7 @@ class Measures:
             return None
         key = json.dumps(spec, sort_keys=True)
         if key not in pools:
-            pools[key] = self._stack.enter_context(open_pool(spec, self.recipe.grading))
+            pools[key] = self._stack.enter_context(open_pool(spec, self.recipe.grading, self.store))
         return pools[key]
 
     def __enter__(self) -> Measures:
@@ -74,9 +76,10 @@ class Measures:
         return {"heldout_reward": measured.reward.estimate, "heldout_greedy": greedy}
 
 
-def open_pool(spec: GraderSpec, grading: Grading | None = None) -> GraderPool:
-    """A grader in processes of its own."""
+def open_pool(spec: GraderSpec, grading: Grading | None = None, store: Store | None = None) -> GraderPool:
+    """A grader in processes of its own; its judges may be versions of the store's registry."""
     grading = grading or Grading()
+    spec = with_judges(spec, store) if store is not None else spec
     return GraderPool(load_grader(spec), processes=grading.processes, timeout_s=grading.timeout_s)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from melior.errors import ModelError
 from melior.policies.weights import KNOWN
 from melior.registry import Registry
 from melior.store import Store
 from melior.store.rows import Version
+
+
+JUDGES = ("score_model", "label_model")  # graders that ask a model
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,25 @@ def find_model(reference: str, store: Store) -> Found:
             return _elsewhere(reference, registry)
     version = registry.verify(reference)
     return Found(version.folder, version)
+
+
+def with_judges(spec: Any, store: Store) -> Any:
+    """A grader's setting whose judges are files: what `find_model` makes of every `model` in it.
+
+    Raises:
+        ModelError: if a judge is not to be found.
+        StoreError: if the registry has no such version, or its files have changed.
+    """
+    if not isinstance(spec, Mapping):
+        return spec
+    found = dict(spec)
+    if spec.get("type") in JUDGES and isinstance(spec.get("model"), str):
+        found["model"] = find_model(spec["model"], store).path
+    if isinstance(spec.get("graders"), Mapping):
+        found["graders"] = {name: with_judges(part, store) for name, part in spec["graders"].items()}
+    if isinstance(spec.get("grader"), Mapping):
+        found["grader"] = with_judges(spec["grader"], store)
+    return found
 
 
 def _elsewhere(reference: str, registry: Registry) -> Found:

@@ -352,7 +352,7 @@ def _absolute(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def absolute_grader(spec: Any, folder: Path) -> Any:
-    """A grader's setting with the files of its functions made absolute."""
+    """A grader's setting with the files of its functions and the folders of its judges made absolute."""
     if isinstance(spec, str):
         file, _, name = spec.rpartition(":")
         if spec.endswith(".py") and "://" not in spec:
@@ -361,7 +361,9 @@ def absolute_grader(spec: Any, folder: Path) -> Any:
     if isinstance(spec, Mapping):
         places = ("function", "grader", "lambda")
         inner = {key: absolute_grader(value, folder) for key, value in spec.items() if key in places}
-        parts = spec.get("graders")
+        parts, model = spec.get("graders"), spec.get("model")
+        if isinstance(model, str) and (folder / Path(model).expanduser()).is_dir():
+            inner["model"] = str(folder / Path(model).expanduser())  # a judge
         if isinstance(parts, Mapping):
             inner["graders"] = {name: absolute_grader(part, folder) for name, part in parts.items()}
         return {**spec, **inner}

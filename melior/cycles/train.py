@@ -144,7 +144,7 @@ class _Cycle:
         recipe = self.recipe
         self.report("reading rows", 0, 1, "")
         rows = load_rows(recipe)
-        with Measures(recipe, rows) as measures:
+        with Measures(recipe, rows, self.store) as measures:
             self.report("loading the model", 0, 1, "")
             policy = load_trainable(recipe, self.found)
             if measures.heldout is not None:
