@@ -213,19 +213,16 @@ def choose(
     Greedy rows get the most probable token and its log-prob at temperature 1.
     """
     temperatures = [s.temperature if s.temperature > 0 else 1.0 for s in settings]
-    log_probs = _normalised(logits / logits.new_tensor(temperatures)[:, None])
+    # Every pass over [R, V] costs as much as a layer, so what changes nothing is left out.
+    scaled = logits if set(temperatures) == {1.0} else logits / logits.new_tensor(temperatures)[:, None]
     if any(s.temperature > 0 and s.truncated for s in settings):
-        log_probs = _normalised(truncate(log_probs, settings))
-    tokens = invert(log_probs.exp(), uniforms.to(logits.device))
+        scaled = truncate(scaled - torch.logsumexp(scaled, dim=-1, keepdim=True), settings)
+    peak = scaled.amax(-1, keepdim=True)
+    tokens, totals = invert((scaled - peak).exp_(), uniforms.to(logits.device))
     greedy = torch.tensor([s.temperature == 0 for s in settings], device=logits.device)
     if bool(greedy.any()):
-        tokens = torch.where(greedy, log_probs.argmax(-1), tokens)
-    return tokens, log_probs.gather(-1, tokens[:, None])[:, 0]
-
-
-def _normalised(logits: Tensor) -> Tensor:  # [R, V]
-    """Log-probs, by `logsumexp`: on CPU `log_softmax` sums in sequence, which costs 1e-5 at 49,152 tokens."""
-    return logits - torch.logsumexp(logits, dim=-1, keepdim=True)
+        tokens = torch.where(greedy, scaled.argmax(-1), tokens)
+    return tokens, (scaled.gather(-1, tokens[:, None]) - peak)[:, 0] - totals.log()
 
 
 def truncate(
@@ -250,16 +247,18 @@ def truncate(
 
 
 def invert(
-    probabilities: Tensor,  # [R, V]
+    weights: Tensor,  # [R, V] probabilities, but for a factor per row
     uniforms: Tensor,  # [R] in [0, 1)
-) -> Tensor:  # [R]
-    """The first token at which the cumulative probability exceeds the uniform number; never one of probability 0.
+) -> tuple[Tensor, Tensor]:  # [R], [R] fp64
+    """The first token at which the cumulative probability exceeds the uniform number, and the sum of the weights.
 
-    Sums of 256 tokens are accumulated first and the token is then sought in one of them: one cheap pass over [R, V].
+    Never a token of weight 0. Sums of 256 tokens are accumulated first and the token is then sought in one of them:
+    one cheap pass over [R, V].
     """
     width = 256
-    rows, size = probabilities.shape
-    padded = torch.nn.functional.pad(probabilities, (0, -size % width)).view(rows, -1, width)
+    rows, size = weights.shape
+    padded = weights if size % width == 0 else torch.nn.functional.pad(weights, (0, -size % width))
+    padded = padded.view(rows, -1, width)
     totals = padded.sum(-1, dtype=torch.float64).cumsum(-1)  # [R, V / width]
     # In float64 the product can round up to the total itself; staying below it keeps the search inside.
     goal = torch.minimum(uniforms.double() * totals[:, -1], torch.nextafter(totals[:, -1], totals.new_zeros(())))
@@ -269,4 +268,4 @@ def invert(
     steps = ahead + inside.cumsum(-1)
     place = torch.searchsorted(steps, goal[:, None], right=True)
     last = torch.where(inside > 0, torch.arange(width, device=inside.device), 0).amax(-1, keepdim=True)
-    return (bucket * width + torch.minimum(place, last))[:, 0]
+    return (bucket * width + torch.minimum(place, last))[:, 0], totals[:, -1]

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from melior.errors import ConfigError, ModelError
-from melior.policies.adapters import LoRA, _FusedForward, without_adapter
+from melior.policies.adapters import LoRA, without_adapter
+from melior.policies.fused import _FusedBlock, _FusedMatrix, fuse
 from melior.policies.language import LanguagePolicy
 from melior.types import Demonstration
 
@@ -56,8 +57,26 @@ def test_an_adapter_switched_off_is_the_base_bitwise(folder_of: Make) -> None:
 
 def test_every_matrix_is_fused(folder_of: Make) -> None:
     policy = adapted(folder_of("llama"))
-    fused = [module for module in policy.backbone.model.modules() if isinstance(module.forward, _FusedForward)]
-    assert len(fused) == 2 * 7
+    modules = list(policy.backbone.model.modules())
+    assert len([module for module in modules if isinstance(module.forward, _FusedMatrix)]) == 2 * 7
+    assert len([module for module in modules if isinstance(module.forward, _FusedBlock)]) == 2
+
+
+def test_a_block_with_another_activation_is_left_alone(folder_of: Make) -> None:
+    policy = adapted(folder_of("gemma2"))  # gelu
+    assert not [m for m in policy.backbone.model.modules() if isinstance(m.forward, _FusedBlock)]
+
+
+def test_a_block_that_computes_something_else_is_left_alone(folder_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named like Llama's, with an extra step: the fused block disagrees on a few rows and is not used."""
+    policy = LanguagePolicy.load(folder_of("llama"), adapter=LoRA(r=4), dtype="float32", device="cpu")
+    blocks = [m for m in policy.backbone.model.modules() if isinstance(m.forward, _FusedBlock)]
+    usual = type(blocks[0]).forward
+    for block in blocks:
+        del block.forward
+    monkeypatch.setattr(type(blocks[0]), "forward", lambda self, x: 1.5 * usual(self, x))
+    fuse(policy.backbone.model)
+    assert not [m for m in policy.backbone.model.modules() if isinstance(m.forward, _FusedBlock)]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])  # without and with biases in the base
@@ -68,7 +87,7 @@ def test_the_fused_forward_is_pefts(family: str, folder_of: Make) -> None:
         for fused in (True, False):
             if not fused:
                 for module in policy.backbone.model.modules():
-                    if isinstance(module.forward, _FusedForward):
+                    if isinstance(module.forward, _FusedMatrix | _FusedBlock):
                         del module.forward
             log_probs = policy.score(policy.encode(EXAMPLES)).log_probs
             gradients = torch.autograd.grad((log_probs**2).sum(), [p for _, p in policy.backbone.trainable()])

@@ -303,7 +303,9 @@ def test_inverting_finds_the_token_under_the_uniform(size: int, seed: int, unifo
     weights = torch.where(torch.rand(size, generator=generator) < 0.6, 0.0, weights)
     weights[seed % size] += 0.1
     probabilities = weights / weights.sum()
-    token = int(invert(probabilities[None], torch.tensor([uniform], dtype=torch.float64))[0])
+    tokens, total = invert(probabilities[None], torch.tensor([uniform], dtype=torch.float64))
+    token = int(tokens[0])
+    assert float(total[0]) == pytest.approx(1.0)
     assert probabilities[token] > 0
     upper = float(probabilities[: token + 1].sum())
     assert upper - float(probabilities[token]) - 1e-9 <= uniform <= upper + 1e-9
@@ -316,8 +318,8 @@ def test_the_largest_uniform_finds_the_last_possible_token(size: int) -> None:
     probabilities[1, size // 2] = 1
     probabilities[2] = 1 / size
     last = torch.full((3,), np.nextafter(1.0, 0.0), dtype=torch.float64)
-    assert invert(probabilities, last).tolist() == [0, size // 2, size - 1]
-    assert invert(probabilities, torch.zeros(3, dtype=torch.float64)).tolist() == [0, size // 2, 0]
+    assert invert(probabilities, last)[0].tolist() == [0, size // 2, size - 1]
+    assert invert(probabilities, torch.zeros(3, dtype=torch.float64))[0].tolist() == [0, size // 2, 0]
 
 
 def test_choosing_mixes_settings_row_by_row() -> None:
