@@ -13,7 +13,6 @@ from melior.registry import Registry
 from melior.store import Store
 from melior.store.rows import Version
 
-
 JUDGES = ("score_model", "label_model")  # graders that ask a model
 
 

@@ -85,9 +85,9 @@ def agreement(
     def interval(measure: Any) -> Interval:
         return bootstrap(lambda rows: measure(x[rows], y[rows]), len(x), clusters=clusters)
 
-    ranks = {"spearman": interval(_spearman), "kendall": interval(_kendall)}
+    spearman, kendall = interval(_spearman), interval(_kendall)
     if values != [0.0, 1.0]:
-        return Agreement(rows=len(x), boolean=False, **ranks)
+        return Agreement(rows=len(x), boolean=False, spearman=spearman, kendall=kendall)
     threshold = best_threshold(x, y)
     return Agreement(
         rows=len(x),
@@ -96,7 +96,8 @@ def agreement(
         accuracy=interval(lambda a, b: float(((a >= threshold) == (b > 0)).mean())),
         threshold=threshold,
         kappa=interval(lambda a, b: cohen_kappa(a >= threshold, b > 0)),
-        **ranks,
+        spearman=spearman,
+        kendall=kendall,
     )
 
 

@@ -156,7 +156,7 @@ def dry_run(grader: str, graded: Sequence[Graded], *, threshold: float | None = 
         agreement=_agreement(valued),
         tokens=_tokens(graded),
         lowest=tuple(_shown(one, value) for one, value in ordered[:SHOWN]),
-        highest=tuple(_shown(one, value) for one, value in reversed(ordered[-SHOWN:])),
+        highest=tuple(_shown(one, value) for one, value in reversed(ordered[-SHOWN:]) if value > ordered[0][1]),
         warnings=(),
     )
     return DryRun(**{**vars(found), "warnings": tuple(_warnings(found))})
@@ -230,8 +230,8 @@ def _warnings(run: DryRun) -> list[str]:
         return [f"the grader gave no reward for any of {run.outputs} outputs; nothing could be learnt from it"]
     low, high = run.quantiles["p0"], run.quantiles["p100"]
     if low == high:
-        what = "0: it may read the wrong column or format" if low == 0 else f"{low:g}"
-        told.append(f"every one of {run.graded} rewards is {what}; equal rewards teach nothing")
+        what = "it may read the wrong column or format" if low == 0 else "fine for reference answers alone"
+        told.append(f"every one of {run.graded} rewards is {low:g}: {what}, but equal rewards teach nothing")
     elif run.positive is not None and run.positive < FEW_POSITIVE and low >= 0:
         told.append(f"only {run.positive:.1%} of rewards are above 0: too sparse to learn from by sampling alone")
     elif run.reward is not None and run.reward.estimate > TOO_EASY and low >= 0 and high <= 1:

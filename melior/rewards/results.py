@@ -58,10 +58,7 @@ def run_grader(
 
 def result_of(score: Score, grader: Mapping[str, Any], *, seconds: float | None = None) -> dict[str, Any]:
     """The dialect's object for one score of a grader."""
-    usage = {
-        model: {**counts, "total_tokens": sum(counts.values())}
-        for model, counts in score.usage.items()
-    }
+    usage = {model: {**counts, "total_tokens": sum(counts.values())} for model, counts in score.usage.items()}
     return {
         "reward": score.value,
         "sub_rewards": dict(score.parts),

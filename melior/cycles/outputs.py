@@ -1,0 +1,149 @@
+"""outputs for a grader to try: those in a file, or those a model gives to its rows"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from melior.cycles.rows import task_of
+from melior.data.formats import read_examples
+from melior.data.readers import Line, Problem, read_rows
+from melior.errors import DataError
+from melior.evaluation.agreement import label_value
+from melior.evaluation.dry_run import Graded
+from melior.rewards.workers import GraderPool
+from melior.types import Demonstration, Preference, Rated, Record, Sampling, Score, Task
+
+INPUTS = ("messages", "prompt")  # columns that are the input, and no part of the item
+COMPLETION = "completion"  # the column that holds the output where nobody says which
+AT_ONCE = 32  # outputs graded between two reports of progress
+
+
+@dataclass(frozen=True)
+class Given:
+    """An output to grade, which row it belongs to, and its label, if it has one."""
+
+    id: str
+    record: Record
+    label: float | None = None
+
+
+def read_outputs(
+    path: Path, *, output_column: str | None = None, label_column: str | None = None, limit: int | None = None
+) -> list[Given]:
+    """The outputs of a file's rows, in order.
+
+    With `output_column` any rows will do: the column holds an output, or a list of several, and every column but
+    messages and prompt is the item. Without it the rows must be in a format that has outputs: demonstrations, rated
+    outputs (the rating is the label), preferences (the chosen output is labelled 1, the rejected one 0), or tasks with
+    a column "completion".
+
+    Raises:
+        DataError: if the rows have no outputs, or a column is missing.
+    """
+    if output_column is not None:
+        return list(_from_columns(path, output_column, label_column, limit))
+    examples = read_examples(path)
+    rows = examples.rows[:limit]
+    if examples.kind == "tasks":
+        if not any(COMPLETION in row.item for row in rows):
+            columns = ", ".join(sorted({key for row in rows for key in row.item})) or "none but the input"
+            raise DataError(
+                f"{path} holds tasks without outputs; name the column that has them with --output-column "
+                f"(columns: {columns}), or sample some with --model"
+            )
+        return list(_from_columns(path, COMPLETION, label_column, limit))
+    return [given for row in rows for given in _given(row, label_column)]
+
+
+def _given(row: Demonstration | Rated | Preference, label_column: str | None) -> Iterator[Given]:
+    """The outputs of one row."""
+    label = _label(row.item, label_column, row.id)
+    if isinstance(row, Preference):
+        for output, preferred in ((row.chosen, 1.0), (row.rejected, 0.0)):
+            yield Given(row.id, _record(row.inputs, output, row.item, row.id), preferred if label is None else label)
+    elif isinstance(row, Rated):
+        own = row.rating if label is None else label
+        yield Given(row.id, _record(row.inputs, row.output, row.item, row.id), own)
+    else:
+        task = task_of(row)
+        yield Given(row.id, _record(task.inputs, _last_output(row), task.item, row.id), label)
+
+
+def _last_output(row: Demonstration) -> Any:
+    """The assistant's last message to learn from; the text alone where it calls no tools."""
+    if row.output is not None:
+        return row.output
+    last = next(m for m in reversed(row.inputs) if m["role"] == "assistant" and m.get("weight", 1) != 0)
+    return last if last.get("tool_calls") or last.get("function_call") else last["content"]
+
+
+def _from_columns(path: Path, column: str, label_column: str | None, limit: int | None) -> Iterator[Given]:
+    """Outputs of rows of any shape."""
+    for number, line in enumerate(read_rows(path)):
+        if number == limit:
+            return
+        if isinstance(line, Problem):
+            raise DataError(f"{path}, {line}; correct it, or look at the file with melior check")
+        row, id = line.row, _name(path, line)
+        if column not in row:
+            raise DataError(f"{id} has no column {column!r}; its columns are {', '.join(sorted(row))}")
+        inputs = next((row[name] for name in INPUTS if name in row), "")
+        item = {key: value for key, value in row.items() if key not in INPUTS}
+        label = _label(row, label_column, id)
+        for output in _several(row[column]):
+            yield Given(id, _record(inputs, output, item, id), label)
+
+
+def _name(path: Path, line: Line) -> str:
+    return f"{line.file or path.name}:{line.number}"
+
+
+def _several(value: Any) -> list[Any]:
+    """The outputs in a cell: a list of texts is several outputs, a list of messages is one."""
+    texts = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
+    return list(value) if texts else [value]
+
+
+def _record(inputs: Any, output: Any, item: Mapping[str, Any], group: str) -> Record:
+    return Record(inputs=inputs, output=output, item=item, group=group)
+
+
+def _label(columns: Mapping[str, Any], column: str | None, id: str) -> float | None:
+    if column is None:
+        return None
+    if column not in columns:
+        raise DataError(f"{id} has no column {column!r} for a label; its columns are {', '.join(sorted(columns))}")
+    return label_value(columns[column])
+
+
+def sample_outputs(
+    policy: Any,
+    tasks: Sequence[Task],
+    sampling: Sampling,
+    *,
+    label_column: str | None = None,
+    report: Callable[[int, int], None],
+) -> list[Given]:
+    """What a policy answers to the tasks, `sampling.n` times each."""
+    found: list[Given] = []
+    for start in range(0, len(tasks), AT_ONCE):
+        part = tasks[start : start + AT_ONCE]
+        records = policy.sample([task.inputs for task in part], sampling)
+        for index, record in enumerate(records):
+            task = part[index // sampling.n]
+            label = _label(task.item, label_column, task.id)
+            found.append(Given(task.id, replace(record, item=task.item, group=task.id), label))
+        report(start + len(part), len(tasks))
+    return found
+
+
+def grade_outputs(pool: GraderPool, given: Sequence[Given], *, report: Callable[[int, int], None]) -> list[Graded]:
+    """The outputs with their scores."""
+    scores: list[Score] = []
+    for start in range(0, len(given), AT_ONCE):
+        scores += pool.grade([one.record for one in given[start : start + AT_ONCE]])
+        report(len(scores), len(given))
+    return [Graded(one.id, one.record, score, one.label) for one, score in zip(given, scores, strict=True)]
