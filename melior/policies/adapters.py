@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import melior.policies.lean  # noqa: F401  (first: it makes the next imports lighter)
+
+# isort: split
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 

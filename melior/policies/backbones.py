@@ -10,6 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import melior.policies.lean  # noqa: F401  (first: it makes the next imports lighter)
+
+# isort: split
 import numpy as np
 import torch
 from peft import PeftModel
@@ -290,18 +293,21 @@ class CausalBackbone:
         if wanted not in ("auto", "forest", "padded"):
             raise ConfigError(f'layout must be "auto", "forest" or "padded", got "{wanted}"')
         tolerance = PROBE_TOLERANCE[self.inner.dtype]
+        reason = ""
         with torch.no_grad(), self._small_windows():
             sequences = _probe_sequences(self.config.vocab_size)
             own = self._own_log_probs(sequences)
-            self.layout = "padded"
-            gap = _largest_gap(own, self._probe(sequences))
-            if not gap <= tolerance:
-                raise ModelError(
-                    f"melior's head differs from the model's own logits by {gap:.2g} nats; it is not supported"
-                )
-            if wanted == "padded":
-                return
-            reason = self._forest_misfit(sequences, own, tolerance)
+            if wanted != "padded":
+                reason = self._forest_misfit(sequences, own, tolerance)
+            if reason or wanted == "padded":
+                self.layout = "padded"
+                gap = _largest_gap(own, self._probe(sequences))
+                if not gap <= tolerance:
+                    raise ModelError(
+                        f"melior's head differs from the model's own logits by {gap:.2g} nats; it is not supported"
+                    )
+        if wanted == "padded":
+            return
         if reason and wanted == "forest":
             raise LayoutError(f"The forest layout does not fit {self.architecture}: {reason}; use layout='padded'")
         self.layout = "padded" if reason else "forest"
