@@ -4,6 +4,8 @@ run.json        settings, fingerprints, machine and package versions
 metrics.jsonl   one line per step; a number that is not finite is null
 samples.jsonl   a few outputs per step, for people
 histograms.jsonl  how ratios, lengths and rewards of each step were distributed, where there are any
+status.json     how the run stands; report.html shows all of this
+tracker.json    the name under which trackers know the run, where there are any
 checkpoints/    the newest few; best/ the best one by held-out metric
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,20 @@ def append_step(
     if histograms:
         told = {name: {"edges": list(h.edges), "counts": h.counts.tolist()} for name, h in histograms.items()}
         append_file(folder / "histograms.jsonl", _as_lines([{"step": step, **told}]))
+
+
+def tracked_steps(folder: Path) -> int:
+    """How many steps the folder's metrics tell of, those that a resumed run will repeat among them."""
+    rows = _rows(folder / "metrics.jsonl")
+    return int(rows[-1]["step"]) + 1 if rows else 0
+
+
+def run_key(folder: Path) -> str:
+    """A random name for the run in a folder, the same whenever it is resumed: trackers find theirs by it."""
+    path = folder / "tracker.json"
+    if not path.is_file():
+        write_file(path, json.dumps({"id": secrets.token_hex(6)}))
+    return str(json.loads(path.read_text())["id"])
 
 
 def check_identity(theirs: Mapping[str, Any], mine: Mapping[str, Any], folder: Path) -> None:

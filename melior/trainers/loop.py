@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +21,14 @@ from pydantic.dataclasses import dataclass as validated
 
 from melior.errors import ConfigError, NonFiniteError
 from melior.policies.base import Batch, Rates, State, Trainable
+from melior.reports.write import Reporter
 from melior.trainers.checkpoints import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
-from melior.trainers.folders import append_step, check_identity, open_folder
+from melior.trainers.folders import append_step, check_identity, open_folder, run_key, tracked_steps
 from melior.trainers.interrupts import interruptible
 from melior.trainers.optimizers import AdamW, Schedule, rate_factor
+from melior.trainers.reports import environment
 from melior.trainers.steps import Evaluates, Histogram, Objective, Step, Steps, Term
+from melior.trainers.trackers import TrackedRun, Tracker, Tracking
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +85,13 @@ def fit(
     *,
     evaluation: Evaluates | None = None,
     on_step: Callable[[int, int, Metrics], None] = lambda index, total, metrics: None,
+    trackers: Sequence[Tracker] = (),
+    track_samples: bool = False,
 ) -> Run:
     """Trains, and returns what happened; with a folder it goes on where the last call with the same settings stopped.
 
     `on_step` sees the steps done, how many there are, and the step's metrics before they are kept: it may add its own.
+    `trackers` are told each step's metrics as kept, and its samples where `track_samples` says so; they need a folder.
 
     Raises:
         ConfigError: if the steps never end and config.steps is None, or best_metric is not what is measured.
@@ -93,7 +99,8 @@ def fit(
         CheckpointError: if the folder holds a run with other settings, or only damaged checkpoints.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
-    return _Loop(trainable, steps, objective, config or FitConfig(), evaluation, on_step).run()
+    tracking = Tracking(trackers, samples=track_samples)
+    return _Loop(trainable, steps, objective, config or FitConfig(), evaluation, on_step, tracking).run()
 
 
 class _Loop:
@@ -107,6 +114,7 @@ class _Loop:
         config: FitConfig,
         evaluation: Evaluates | None,
         on_step: Callable[[int, int, Metrics], None],
+        tracking: Tracking,
     ) -> None:
         total = config.steps if config.steps is not None else steps.total
         if total is None:
@@ -117,6 +125,8 @@ class _Loop:
             raise ConfigError(
                 f"best_metric={config.best_metric!r} needs an evaluation that measures it; pass evaluation=…"
             )
+        if tracking.trackers and config.folder is None:
+            raise ConfigError(f"{len(tracking.trackers)} trackers need a run they can find again; give a folder")
         self.trainable: Any = trainable
         self.steps, self.objective, self.config = steps, objective, config
         self.evaluation, self.on_step, self.total = evaluation, on_step, total
@@ -129,9 +139,28 @@ class _Loop:
         self.saved = -1  # steps done at the newest checkpoint
         self.best_state: State | None = None  # where no folder keeps it
         self.histograms: dict[str, Histogram] = {}  # of the step at hand
+        self.reporter, self.tracking = Reporter(config.folder), tracking
 
     def run(self) -> Run:
         self._resume()
+        self._tell("running")
+        try:
+            result = self._trained()
+        except BaseException as error:
+            self._tell("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
+            raise
+        self._tell("trained")
+        return result
+
+    def _tell(self, state: str, error: str = "") -> None:
+        """How the run stands, to its report and to the trackers."""
+        result = self.result
+        best = {"best_step": result.best_step, "best_value": result.best_value, "stopped": result.stopped}
+        self.reporter.update(force=True, state=state, error=error, **best)
+        if state != "running":
+            self.tracking.close(state)
+
+    def _trained(self) -> Run:
         with interruptible() as interrupted:
             while self.result.steps < self.total and not self.result.stopped:
                 self._step(self.result.steps)
@@ -161,7 +190,7 @@ class _Loop:
         metrics = {"step": index, "learning_rate": self.config.learning_rate * factor, **step.metrics, **_mean(updates)}
         self._count_skips(index, metrics)
         self.result.steps = index + 1
-        if self._due():
+        if evaluated := self._due():
             self._evaluate(metrics)
         metrics["seconds_collect"] = collected - started
         metrics["seconds"] = time.perf_counter() - started
@@ -169,6 +198,9 @@ class _Loop:
         self.result.metrics.append(metrics)
         if self.config.folder is not None:
             append_step(self.config.folder, metrics, step.samples, self.histograms)
+            self.tracking.log(metrics, step.samples)
+            if evaluated:
+                self.reporter.update(state="running")
 
     def _collect(self, index: int) -> Step:
         try:
@@ -327,7 +359,13 @@ class _Loop:
                 folder, kept["metrics"], found.step, kept["skipped"], best_step, best_value, kept["stopped"]
             )
             self.streak, self.stale, self.saved = kept["streak"], kept["stale"], found.step
+        known = tracked_steps(folder)  # before the lines of steps that will be repeated are removed
         open_folder(folder, self.identity, self.result.metrics, self.result.steps)
+        if self.tracking.trackers:
+            settings = {name: self.identity[name] for name in ("config", "objective", "total")}
+            told = {**settings, "environment": environment()}
+            run = TrackedRun(id=run_key(folder), name=folder.name, folder=folder, settings=told, resumed=known > 0)
+            self.tracking.open(run, self.result.metrics, known)
 
 
 def _minibatches(batch: Batch, parts: int) -> list[Batch]:

@@ -1,0 +1,90 @@
+"""what a run's numbers say that its reader should not miss"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from melior.reports.curves import Curve, curve_of
+from melior.reports.files import RunFiles, number
+from melior.reports.text import short
+
+FEW = 8  # steps that are named one by one
+GAP = 1e-3  # nats by which sampler and scorer may differ: ten times what rounding costs
+MOST_CUT = 0.3  # of completions cut at max_tokens: their rewards are those of unfinished work
+NO_CONTRAST = 0.8  # of groups: then most of what is sampled teaches nothing
+WORSE = 0.02  # of the best held-out loss: less is noise
+TAIL = 5  # last steps that a present state is read from
+
+
+def findings(run: RunFiles) -> list[str]:
+    """Sentences, the gravest first; none where all is well."""
+    return [*_ended(run), *_skipped(run), *_unfinite(run), *_trends(run), *_lost(run)]
+
+
+def _ended(run: RunFiles) -> Iterator[str]:
+    total, error = run.total, str(run.status.get("error") or "")
+    of = f"after {run.steps} of {total} steps" if total else f"after {run.steps} steps"
+    if run.state == "failed":
+        yield f"The run failed {of}: {error.splitlines()[0] if error else 'no message'}"
+    elif run.state == "interrupted":
+        yield f"The run was interrupted {of}; the same command goes on from there."
+    elif run.state == "running":
+        yield f"The run is under way, or was stopped without a word, {of}; this page shows what was written until then."
+    stopped = run.result.get("stopped") or run.status.get("stopped")
+    if stopped:
+        yield f"Training ended early {of}: {stopped}."
+    if run.result.get("note"):
+        yield str(run.result["note"])
+
+
+def _skipped(run: RunFiles) -> Iterator[str]:
+    steps = [int(row["step"]) + 1 for row in run.metrics if (number(row.get("skipped")) or 0) > 0]
+    if steps:
+        named = ", ".join(map(str, steps[:FEW])) + (" …" if len(steps) > FEW else "")
+        yield f"{len(steps)} steps had a loss or gradient that was not finite and left the weights alone: {named}."
+
+
+def _unfinite(run: RunFiles) -> Iterator[str]:
+    for name in ("loss", "reward", "heldout_loss", "heldout_reward"):
+        count = sum(name in row and number(row[name]) is None for row in run.metrics)
+        if count:
+            yield f"{name} was not a number at {count} of {len(run.metrics)} steps; those are gaps in the curves."
+
+
+def _trends(run: RunFiles) -> Iterator[str]:
+    loss = curve_of(run, "heldout_loss")
+    if loss and len(loss.points) >= 3:
+        best_step, best = min(loss.points, key=lambda point: point[1])
+        if loss.last > best + WORSE * abs(best):
+            yield (
+                f"Held-out loss was lowest at step {best_step:.0f} ({short(best)}) and rose to {short(loss.last)}: "
+                "over-fitting; train for fewer epochs, or keep the best with fit.best_metric."
+            )
+    for name, limit, sentence in (
+        ("policy/sampler_gap", GAP, "Sampler and scorer differ by {} nats; log-probs of samples cannot be trusted."),
+        ("completions/clipped_ratio", MOST_CUT, "{} of completions are cut at max_tokens; raise sampling.max_tokens."),
+        ("frac_reward_zero_std", NO_CONTRAST, "{} of groups have equal rewards and teach nothing; vary the tasks."),
+    ):
+        curve = curve_of(run, name)
+        latest = _latest(curve) if curve else 0.0
+        if latest > limit:
+            yield sentence.format(short(latest) if "gap" in name else f"{latest:.0%}")
+
+
+def _lost(run: RunFiles) -> Iterator[str]:
+    failed = sum(number(row.get("grader_errors")) or 0 for row in run.metrics)
+    if failed:
+        first = next((str(row["error"]) for row in run.samples if row.get("error")), "")
+        yield f"{failed:.0f} gradings failed in training and were left out{f', such as: {first}' if first else ''}."
+    for when, found in (("before", run.before), ("after", run.after)):
+        if found.get("excluded"):
+            yield f"{found['excluded']} gradings failed in the evaluation {when}, first with: {found.get('error')}"
+        if found.get("missing"):
+            yield f"{len(found['missing'])} held-out items have no graded sample in the evaluation {when}."
+    if run.result.get("dropped"):
+        yield f"{run.result['dropped']} training rows were longer than the context and taught nothing."
+
+
+def _latest(curve: Curve) -> float:
+    values: Sequence[float] = [value for _, value in curve.points[-TAIL:]]
+    return sum(values) / len(values)
