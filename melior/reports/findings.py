@@ -52,8 +52,10 @@ def _unfinite(run: RunFiles) -> Iterator[str]:
 
 
 def _trends(run: RunFiles) -> Iterator[str]:
+    if run.result.get("warning"):
+        yield str(run.result["warning"])
     loss = curve_of(run, "heldout_loss")
-    if loss and len(loss.points) >= 3:
+    if loss and not run.result.get("warning") and len(loss.points) >= 3:
         best_step, best = min(loss.points, key=lambda point: point[1])
         if loss.last > best + WORSE * abs(best):
             yield (
@@ -72,6 +74,9 @@ def _trends(run: RunFiles) -> Iterator[str]:
 
 
 def _lost(run: RunFiles) -> Iterator[str]:
+    advice = (run.result.get("baseline") or {}).get("sentence")
+    if advice:
+        yield f"Before training: {advice}"
     failed = sum(number(row.get("grader_errors")) or 0 for row in run.metrics)
     if failed:
         first = next((str(row["error"]) for row in run.samples if row.get("error")), "")

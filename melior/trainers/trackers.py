@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -119,8 +120,15 @@ class WandB:
             x_disable_machine_info=True,
             x_save_requirements=False,
         )
-        told = {"project": self.project, "name": run.name, "config": dict(run.settings)}
-        self.run = wandb.init(**told, id=run.id, resume="allow", dir=str(run.folder), settings=quiet)
+        self.run = wandb.init(
+            project=self.project,
+            name=run.name,
+            config=dict(run.settings),
+            id=run.id,
+            resume="allow",
+            dir=str(run.folder),
+            settings=quiet,
+        )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.run.log(dict(metrics), step=step, commit=True)
@@ -238,7 +246,7 @@ class Tracking:
         self.first = since
         self.tokens = math.fsum(row.get("num_tokens", 0.0) for row in told)
         for tracker in self.trackers:
-            if self._safely(tracker, "opened", lambda tracker=tracker: tracker.open(run)):
+            if self._safely(tracker, "opened", partial(tracker.open, run)):
                 self.open_ones.append(tracker)
 
     def log(self, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
@@ -250,20 +258,17 @@ class Tracking:
         told = dict(_renamed(metrics))
         if "num_tokens" in metrics:
             told["num_tokens"] = self.tokens
+        shown = samples if self.with_samples else ()
         for tracker in list(self.open_ones):
-
-            def write(tracker: Tracker = tracker) -> None:
-                if self.with_samples and samples:
-                    tracker.samples(step, samples)
-                tracker.log(step, told)
-
-            if not self._safely(tracker, "told", write):
+            if (shown and not self._safely(tracker, "told", partial(tracker.samples, step, shown))) or not self._safely(
+                tracker, "told", partial(tracker.log, step, told)
+            ):
                 self.open_ones.remove(tracker)
 
     def close(self, state: str) -> None:
         """Ends the runs of all of them."""
         for tracker in self.open_ones:
-            self._safely(tracker, "closed", lambda tracker=tracker: tracker.close(state))
+            self._safely(tracker, "closed", partial(tracker.close, state))
         self.open_ones = []
 
     def _safely(self, tracker: Tracker, what: str, act: Callable[[], None]) -> bool:
