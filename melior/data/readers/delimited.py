@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from melior.data.readers.opening import beginning, opened
-from melior.data.readers.rows import Line, Problem
+from melior.data.readers.rows import Cell, Line, Problem
 from melior.errors import DataError
 
 DELIMITERS = ",\t;|"
@@ -72,7 +72,7 @@ def _row(header: Sequence[str], cells: Sequence[str], number: int) -> Line | Pro
         bad = next((character for character in cell if "\ud800" <= character <= "\udfff"), None)
         if bad is not None:
             return Problem(number, f"byte {ord(bad) - 0xDC00:#04x} in {name} is not UTF-8; save the file as UTF-8")
-    return Line(number, dict(zip(header, cells, strict=True)))
+    return Line(number, dict(zip(header, map(Cell, cells), strict=True)))
 
 
 def _broken(error: csv.Error) -> str:

@@ -36,6 +36,10 @@ class Line:
     file: str = ""  # which file of a folder
 
 
+class Cell(str):
+    """The text of a cell of an untyped table: JSON inside is looked for where a format needs it."""
+
+
 def json_row(value: Any, number: int, text: str) -> Line | Problem:
     """The row that JSON `text` writes, parsed to `value`."""
     if not isinstance(value, dict):

@@ -1,0 +1,42 @@
+"""rows of known formats become demonstrations, preferences, rated outputs and tasks, and rows again
+
+demonstrations   messages (OpenAI) · prompt-completion · text (TRL) · alpaca · sharegpt · bedrock-conversation ·
+                 classification · argilla-demonstration · label-studio-demonstration
+tasks            messages-task (OpenAI) · prompt (TRL) · bedrock-task
+preferences      openai-preference · prompt-preference · preference (TRL) · argilla-preference ·
+                 label-studio-preference
+rated            rated · prompt-completion-label (TRL) · argilla-rating · label-studio-rating
+
+A prompt, completion, chosen or rejected is text or a list of messages; `tools` go with the prompt. Every other column
+of a row is kept in the example's `item`, but for `group`. All rows of a source have one format.
+"""
+
+from melior.data.formats.fingerprints import canonical, fingerprint
+from melior.data.formats.known import ALIASES, FORMATS, format_named, format_of
+from melior.data.formats.messages import ROLES, messages_of
+from melior.data.formats.reading import Examples, ExampleStream, read_examples
+from melior.data.formats.rows import KINDS, Example, Format, Kind, Lost, Reading, RowError
+from melior.data.readers import Line, Problem
+
+__all__ = [
+    "ALIASES",
+    "FORMATS",
+    "KINDS",
+    "ROLES",
+    "Example",
+    "ExampleStream",
+    "Examples",
+    "Format",
+    "Kind",
+    "Line",
+    "Lost",
+    "Problem",
+    "Reading",
+    "RowError",
+    "canonical",
+    "fingerprint",
+    "format_named",
+    "format_of",
+    "messages_of",
+    "read_examples",
+]

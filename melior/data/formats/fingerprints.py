@@ -1,0 +1,33 @@
+"""fingerprints of examples: of their content and order, not of their names"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+
+def fingerprint(rows: Iterable[Any]) -> str:
+    """sha256 of the examples' content in order, as hexadecimal; ids, which name files and lines, do not count.
+
+    `rows` are dataclasses of `melior.types`, or JSON values.
+    """
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(canonical(_content(row)).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _content(row: Any) -> Any:
+    """A row as JSON, with its type and without its id."""
+    if not is_dataclass(row):
+        return row
+    values = {field.name: getattr(row, field.name) for field in fields(row) if field.name != "id"}
+    return {"type": type(row).__name__, **values}
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: keys sorted, ASCII, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=dict)

@@ -1,0 +1,63 @@
+"""all formats, and which one a row is in"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from melior.data.formats import argilla, bedrock, instructions, label_studio, openai, sharegpt, trl
+from melior.data.formats.rows import Format, Kind, Reading, Row, RowError
+from melior.errors import ConfigError
+
+FORMATS: tuple[Format, ...] = (
+    *openai.FORMATS,
+    *trl.FORMATS,
+    *bedrock.FORMATS,
+    *instructions.FORMATS,
+    *sharegpt.FORMATS,
+    *argilla.FORMATS,
+    *label_studio.FORMATS,
+)
+BY_NAME: Mapping[str, Format] = {format.name: format for format in FORMATS}
+ALIASES: Mapping[str, str] = {  # what people call them
+    "openai-sft": "messages",
+    "openai-dpo": "openai-preference",
+    "openai-rft": "messages-task",
+    "bedrock-sft": "bedrock-conversation",
+    "bedrock-rft": "bedrock-task",
+    "dpo": "prompt-preference",
+    "kto": "prompt-completion-label",
+}
+
+
+def format_named(name: str) -> Format:
+    """The format of a name or of an alias.
+
+    Raises:
+        ConfigError: if there is none, with the nearest.
+    """
+    found = BY_NAME.get(ALIASES.get(name, name))
+    if found is None:
+        near = difflib.get_close_matches(name, [*BY_NAME, *ALIASES], n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"unknown format {name!r}{hint} Known are {', '.join(BY_NAME)}")
+    return found
+
+
+def format_of(row: Row, kind: Kind | None = None, reading: Reading = Reading()) -> Format:  # noqa: B008  frozen
+    """The format a row is written in; of several, the one of the wanted kind, then the one with most columns.
+
+    A row of demonstrations, preferences or ratings never counts as a task, though its prompt could be one.
+
+    Raises:
+        RowError: if its columns are those of none.
+    """
+    fitting = [format for format in FORMATS if format.matches(row, reading)]
+    if not fitting:
+        known = "; ".join(dict.fromkeys(" + ".join(format.columns) for format in FORMATS))
+        raise RowError(f"found the columns {', '.join(sorted(row)) or '(none)'}, expected one of: {known}")
+    best = max(fitting, key=lambda format: (len(format.columns), format.fits is not None))
+    if kind not in (None, best.kind, "tasks"):
+        wanted = [format for format in fitting if format.kind == kind]
+        return max(wanted, key=lambda format: len(format.columns)) if wanted else best
+    return best

@@ -1,0 +1,126 @@
+"""the examples of a source: all of one format, each with the place it came from"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from melior.data.formats.known import FORMATS, format_named, format_of
+from melior.data.formats.rows import KINDS, Example, Format, Kind, Reading, RowError
+from melior.data.readers import Line, Problem, read_rows
+from melior.errors import ConfigError, DataError
+
+SHOWN_PROBLEMS = 5
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a source held: its examples in order, and the rows that could not be used."""
+
+    rows: list[Any]  # of the one type that `kind` names
+    kind: Kind
+    format: str
+    problems: list[Problem]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def read_examples(
+    source: str | Path,
+    kind: Kind | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+    *,
+    format: str | None = None,
+    reading: Reading = Reading(),  # noqa: B008  frozen
+) -> Examples:
+    """The examples of a file, a folder or a hub data set; see `read_rows` for what a source may be.
+
+    `on_error="skip"` leaves rows out that cannot be used and lists them. `format` names one where the columns do not
+    tell it, and `reading` says what they do not.
+
+    Raises:
+        DataError: if a row cannot be used and `on_error` is "stop" (the first five and the total are shown), if no
+            row can be used, or if the source holds another kind than asked for.
+    """
+    if on_error not in ("stop", "skip"):
+        raise ConfigError(f"on_error is 'stop' or 'skip', not {on_error!r}")
+    stream = ExampleStream(source, kind, format=format, reading=reading)
+    rows: list[Example] = []
+    problems: list[Problem] = []
+    for found in stream:
+        if isinstance(found, Problem):
+            problems.append(found)
+        else:
+            rows.append(found)
+    if problems and (on_error == "stop" or not rows):
+        raise DataError(_told(stream, problems, len(rows)))
+    assert stream.format is not None  # a source without rows and without problems is empty, which readers refuse
+    return Examples(rows, stream.format.kind, stream.format.name, problems)
+
+
+class ExampleStream:
+    """The examples and the problems of a source, one at a time; `format` is known once the first was read."""
+
+    def __init__(
+        self,
+        source: str | Path,
+        kind: Kind | None = None,
+        *,
+        format: str | None = None,
+        reading: Reading = Reading(),  # noqa: B008  frozen
+    ) -> None:
+        """Raises ConfigError if the kind or the format is unknown."""
+        if kind is not None and kind not in KINDS:
+            raise ConfigError(f"unknown kind {kind!r}; kinds are {', '.join(KINDS)}")
+        self.source = str(source)
+        self.name = Path(source).name if not self.source.startswith("hub:") else self.source
+        self.kind = kind
+        self.chosen = format_named(format) if format else None
+        self.format: Format | None = None
+        self.reading = reading
+
+    def __iter__(self) -> Iterator[Example | Problem]:
+        for line in read_rows(self.source):
+            if isinstance(line, Problem):
+                yield line
+                continue
+            try:
+                yield self._example(line)
+            except RowError as error:
+                yield Problem(line.number, str(error), line.file)
+
+    def _example(self, line: Line) -> Example:
+        found = self.chosen or format_of(line.row, self.kind, self.reading)
+        missing = [column for column in found.columns if column not in line.row]
+        if missing and not found.matches(line.row, self.reading):
+            raise RowError(f"has no column {missing[0]}, which {found.name} needs")
+        example = found.example(line.row, f"{line.file or self.name}:{line.number}", self.reading)
+        self._agree(found, line)
+        self.format = found
+        return example
+
+    def _agree(self, found: Format, line: Line) -> None:
+        if self.kind is not None and found.kind != self.kind:
+            wanted = dict.fromkeys(" + ".join(format.columns) for format in FORMATS if format.kind == self.kind)
+            ending = {"tasks": " ending with user", "demonstrations": " ending with assistant"}.get(self.kind, "")
+            hint = f" (messages{ending})" if found.columns == ("messages",) and ending else ""
+            raise RowError(
+                f"is one of {found.kind} ({found.name}), expected {self.kind}: columns {' or '.join(wanted)}{hint}"
+            )
+        if self.format is not None and found is not self.format:
+            lacks = [column for column in self.format.columns if column not in line.row]
+            why = f" because it lacks {', '.join(lacks)}" if lacks else ""
+            raise RowError(
+                f"is in format {found.name}{why}, but the rows before it in {self.format.name}; "
+                "correct it, or split the file in two"
+            )
+
+
+def _told(stream: ExampleStream, problems: Sequence[Problem], good: int) -> str:
+    shown = "".join(f"\n  {p.file or stream.name}:{p.line}: {p.reason}" for p in problems[:SHOWN_PROBLEMS])
+    more = f"\n  and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+    remedy = 'correct them, or leave them out with on_error="skip"' if good else "correct them"
+    return f"{stream.source}: {len(problems)} of {len(problems) + good} rows cannot be used; {remedy}:{shown}{more}"
