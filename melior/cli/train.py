@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from melior.cli.output import JSON, STORE, interval, program, say, say_json, say_table, told
+from melior.cli.plans import show_plan
 from melior.cli.progress import Progress, clock
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ def train(
     folder: Path = typer.Option(None, "--folder", help="Of the run. Default: one per recipe, in MELIOR_HOME/runs."),
     show_mask: bool = typer.Option(False, "--show-mask", help="Print what is learnt, token by token, and stop."),
     rows: int = typer.Option(2, "--rows", min=1, help="How many rows --show-mask prints."),
+    dry: bool = typer.Option(False, "--dry-run", help="Print rows, tokens, steps, memory and time, and stop."),
+    anyway: bool = typer.Option(False, "--anyway", help="Learn from rewards even where the baseline says hopeless."),
     store: str = STORE,
     as_json: bool = JSON,
 ) -> None:
@@ -30,8 +33,10 @@ def train(
 
     \b
     melior train run.yaml
+    melior train run.yaml --dry-run
     melior train run.yaml --show-mask
     """
+    from melior.cycles.plan import dry_run
     from melior.cycles.recipe import load_recipe
     from melior.cycles.train import run_recipe
     from melior.policies.weights import home
@@ -41,9 +46,15 @@ def train(
     with Store.open(store) as opened:
         if show_mask:
             return _show_mask(settings, opened, rows)
+        if dry:
+            with Progress() as progress:
+                progress("measuring", 0, 1)
+                plan = dry_run(settings, opened)
+            return say_json(plan) if as_json else show_plan(plan)
         place = folder or home() / "runs" / f"{recipe.stem}-{settings.digest}"
         with Progress() as progress:
-            outcome = run_recipe(settings, place, store=opened, report=progress)
+            announce = None if as_json else show_plan
+            outcome = run_recipe(settings, place, store=opened, report=progress, anyway=anyway, announce=announce)
         say_json(outcome.to_json()) if as_json else show_outcome(outcome, opened, store)
 
 
@@ -58,11 +69,14 @@ def show_outcome(outcome: Outcome, store: Any, where: str | None) -> None:
         [(name, interval(m["reward"]), interval(m["greedy"]), m["items"]) for name, m in measured],
     )
     say()
+    if outcome.baseline:
+        say(f"baseline  {outcome.baseline['sentence']}")
     say(f"gain      {interval(told['gate']['interval'], sign=True)}")
     say(f"gate      {outcome.verdict.sentence}")
     promoted = f", promoted to {version.name}@prod" if outcome.promoted else ""
     say(f"version   {version.id} of {version.name}{promoted}")
-    for note in filter(None, (outcome.note, outcome.stopped and f"stopped early: {outcome.stopped}")):
+    notes = (outcome.note, outcome.stopped and f"stopped early: {outcome.stopped}", outcome.warning)
+    for note in filter(None, notes):
         say(f"note      {note}")
     if outcome.dropped:
         say(f"note      {outcome.dropped} rows were longer than the context and taught nothing")
