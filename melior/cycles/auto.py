@@ -67,8 +67,10 @@ class Resolved:
     watched: bool = False  # whether validation rows say when to stop
 
 
-def resolve(recipe: Recipe, policy: Any, rows: Rows, folder: Path | None = None) -> Resolved:
+def resolve(recipe: Recipe, policy: Any, rows: Rows, folder: Path | None = None, *, sweep: bool = True) -> Resolved:
     """The recipe with every automatic value chosen; what a folder holds of an earlier call is read back.
+
+    Without `sweep` no range test is made, and the rate stands for itself until training starts.
 
     Raises:
         CheckpointError: if the folder's choices are of another recipe or of other rows.
@@ -76,7 +78,7 @@ def resolve(recipe: Recipe, policy: Any, rows: Rows, folder: Path | None = None)
     path = folder / "resolved.json" if folder else None
     if path is not None and path.is_file():
         return _read(path, recipe, rows)
-    made = _supervised(recipe, policy, rows) if recipe.method == "sft" else _rewarded(recipe, policy, rows)
+    made = _supervised(recipe, policy, rows, sweep) if recipe.method == "sft" else _rewarded(recipe, policy, rows)
     if path is not None:
         write_file(path, json.dumps(_told(made, recipe, rows), indent=1))
     return made
@@ -92,7 +94,7 @@ def is_settled(recipe: Recipe) -> bool:
 # ---------------------------------------------------------------------- demonstrations
 
 
-def _supervised(recipe: Recipe, policy: Any, rows: Rows) -> Resolved:
+def _supervised(recipe: Recipe, policy: Any, rows: Rows, sweep: bool) -> Resolved:
     choices: list[Choice] = []
     if recipe.sft.batch_size == "auto":
         choices.append(_batch_size(policy, rows))
@@ -105,7 +107,11 @@ def _supervised(recipe: Recipe, policy: Any, rows: Rows) -> Resolved:
         recipe = _with(recipe, "sft", epochs=choice.value)
         recipe = _stopping(recipe, rows) if watched else recipe
     test = None
-    if recipe.fit.learning_rate == "auto":
+    if recipe.fit.learning_rate == "auto" and not sweep:
+        why = f"a range test of {TESTS} small steps chooses it when training starts"
+        choices.append(Choice("fit.learning_rate", "auto", why))
+        recipe = _with(recipe, "fit", learning_rate=ADAPTER_RATE if policy.backbone.adapted else WHOLE_RATE)
+    elif recipe.fit.learning_rate == "auto":
         test = _sweep(recipe, policy, rows)
         choices.append(_rate(recipe, policy, test))
         recipe = _with(recipe, "fit", learning_rate=choices[-1].value)

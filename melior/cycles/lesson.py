@@ -33,7 +33,7 @@ class Lesson:
 
 
 def lesson(
-    resolved: Resolved, asked: Recipe, policy: LanguagePolicy, rows: Rows, measures: Measures, folder: Path
+    resolved: Resolved, asked: Recipe, policy: LanguagePolicy, rows: Rows, measures: Measures, folder: Path | None
 ) -> Lesson:
     """What the resolved recipe trains on, and how.
 

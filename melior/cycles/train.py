@@ -6,7 +6,7 @@ Every step leaves its result in the run's folder before the next begins, so the 
 was stopped, to the same numbers:
 
     recipe.yaml  resolved.json  run.json  metrics.jsonl  samples.jsonl  checkpoints/  best/
-    baseline.json  evaluation-before.json  evaluation.json  model/  result.json
+    baseline.json  data.json  evaluation-before.json  heldout.jsonl  evaluation.json  model/  result.json  report.html
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from melior.cycles.ledger import record_evaluation, record_gate
 from melior.cycles.lesson import Lesson, lesson, load_trainable
 from melior.cycles.measures import Measures, headline, kept, read_evaluation
 from melior.cycles.models import Found, find_model
+from melior.cycles.plan import Plan, plan_run
 from melior.cycles.recipe import Recipe, difference, load_recipe
 from melior.cycles.rows import Rows, check_room, load_rows
+from melior.cycles.story import tell_data, tell_heldout
 from melior.durable import write_file
 from melior.errors import CheckpointError, StoreError, TrainingError
 from melior.evaluation.compare import compare
@@ -36,9 +38,11 @@ from melior.evaluation.evaluate import Evaluation
 from melior.evaluation.gates import Verdict, decide
 from melior.policies.language import LanguagePolicy
 from melior.registry import Registry
+from melior.reports.write import Reporter
 from melior.store import Store
 from melior.trainers.loop import Run, fit
 from melior.trainers.overfitting import overfitting
+from melior.trainers.trackers import trackers_of
 
 Report = Callable[[str, int, int, str], None]  # what is going on, how much is done, of how much, a note
 
@@ -101,11 +105,13 @@ def run_recipe(
     report: Report = quiet,
     before: Evaluation | None = None,
     anyway: bool = False,
+    announce: Callable[[Plan], None] | None = None,
 ) -> Outcome:
     """What the recipe came to; called again with the same recipe and folder it goes on where it stopped.
 
     `before`: the starting policy's evaluation on the same rows, where it is known already. `anyway`: train even where
-    the baseline of an rft run shows nothing to learn from.
+    the baseline of an rft run shows nothing to learn from. `announce` is given the plan of a run that starts; making
+    one takes a few micro-batches, so without it there is none.
 
     Raises:
         MeliorError: for whatever is wrong with settings, rows, model or grader, in one sentence.
@@ -119,7 +125,7 @@ def run_recipe(
             outcome = Outcome.read(folder)
             store.finish_run(outcome.run_id, metrics=outcome.to_json())  # a kill may have come in between
             return outcome
-        return _Cycle(recipe, folder, store, report, anyway).run(before)
+        return _Cycle(recipe, folder, store, report, anyway, announce).run(before)
 
 
 def resume(folder: Path, *, store: Store, report: Report = quiet) -> Outcome:
@@ -134,11 +140,21 @@ def resume(folder: Path, *, store: Store, report: Report = quiet) -> Outcome:
 class _Cycle:
     """The state of one run."""
 
-    def __init__(self, recipe: Recipe, folder: Path, store: Store, report: Report, anyway: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        store: Store,
+        report: Report,
+        anyway: bool = False,
+        announce: Callable[[Plan], None] | None = None,
+    ) -> None:
         self.recipe, self.folder, self.store, self.report = recipe, folder, store, report
+        self.announce = announce
         self.anyway = anyway or recipe.rft.hopeless == "train"
         self.found = find_model(recipe.model.path, store)
         self.name = _name(recipe, self.found)  # before hours are spent
+        self.page = Reporter(folder)
 
     def run(self, before: Evaluation | None) -> Outcome:
         recipe = self.recipe
@@ -157,11 +173,14 @@ class _Cycle:
                 outcome = self._trained(policy, rows, measures, run_id, dataset.id, before)
             except KeyboardInterrupt:
                 self.store.finish_run(run_id, status="cancelled")
+                self.page.update(force=True, state="interrupted")
                 raise
             except BaseException as error:
                 self.store.finish_run(run_id, status="failed", error=str(error) or type(error).__name__)
+                self.page.update(force=True, state="failed", error=str(error) or type(error).__name__)
                 raise
         write_file(self.folder / "result.json", json.dumps(_stored(outcome), indent=1))
+        self.page.update(force=True, state="finished", error="")
         self.store.finish_run(run_id, metrics=outcome.to_json())
         return outcome
 
@@ -173,11 +192,15 @@ class _Cycle:
         def measured(when: str) -> Evaluation:
             return measures.evaluation(policy, lambda done, total: self.report(f"evaluating {when}", done, total, ""))
 
-        baseline = self._baseline(policy, rows, measures)
-        before = kept(folder / "evaluation-before.json", lambda: known or measured("before"))
         resolved = self._resolved(policy, rows)
         taught = lesson(resolved, recipe, policy, rows, measures, folder)
-        done = self._fit(policy, taught)
+        if self.announce and not (folder / "run.json").exists():
+            self.announce(plan_run(resolved, taught, policy, rows, measures))
+        baseline = self._baseline(policy, rows, measures)
+        before = kept(folder / "evaluation-before.json", lambda: known or measured("before"))
+        tell_data(folder, rows, taught.steps, policy)
+        self.page.update(force=True, state="running", error="")
+        done = self._fit(policy, taught, measures)
         after = kept(folder / "evaluation.json", lambda: measured("after"))
         self.report("saving", 0, 1, "")
         place = Path(recipe.save.folder) if recipe.save.folder else folder / "model"
@@ -240,7 +263,7 @@ class _Cycle:
             )
         return resolved
 
-    def _fit(self, policy: LanguagePolicy, taught: Lesson) -> Run:
+    def _fit(self, policy: LanguagePolicy, taught: Lesson, measures: Measures) -> Run:
         backbone = policy.backbone
         last = [backbone.nodes, backbone.padded_tokens]
 
@@ -248,9 +271,22 @@ class _Cycle:
             now = [backbone.nodes, backbone.padded_tokens]
             metrics["nodes"], metrics["padded_tokens"] = (float(b - a) for a, b in zip(last, now, strict=True))
             last[:] = now
+            if measures.latest is not None:
+                tell_heldout(self.folder, done, measures.latest)
+                measures.latest = None
             self.report("training", done, total, _note(metrics))
 
-        return fit(policy, taught.steps, taught.objective, taught.config, evaluation=taught.evaluation, on_step=on_step)
+        wanted = self.recipe.report
+        return fit(
+            policy,
+            taught.steps,
+            taught.objective,
+            taught.config,
+            evaluation=taught.evaluation,
+            on_step=on_step,
+            trackers=trackers_of(wanted.to, wanted.project),
+            track_samples=wanted.samples,
+        )
 
     def _judged(self, place: Path, before: Evaluation, after: Evaluation, run_id: str, dataset_id: str) -> Outcome:
         """Registers what was saved, puts it before the gate, and promotes it if it passed."""

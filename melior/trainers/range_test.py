@@ -4,15 +4,15 @@ The rate rises exponentially while the model takes one small step after the othe
 point and explodes. Each batch's loss is compared with what the untrained model makes of that same batch, so an easy
 batch does not look like learning. Afterwards every weight is put back, bitwise.
 
-Source: Smith 2017, arXiv:1506.01186, §3.3, which picks the rate by eye; the rule of `choose` (a fixed fraction of the
-rate at the lowest point) is the usual way to let a program do it.
+Source: Smith 2017, arXiv:1506.01186, §3.3: the largest useful rate is where the loss stops falling and turns ragged.
+There it is read off by eye; `choose` takes the highest rate that still keeps most of the fall, and a fraction of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ LOWEST, HIGHEST = 1e-6, 1e-1  # from below any useful rate to above any
 TESTS = 32  # steps of a sweep: each rate is 1.45 times the one before
 SMOOTHING = 0.6  # of the exponential mean: it remembers two to three steps
 EXPLODED = 0.5  # of the starting loss: so far above the lowest point, and the sweep ends
-SAFE = 5.0  # the rate chosen is the lowest point's over this: a whole run stays at it, a sweep only passes by
+KEPT = 0.75  # of the deepest fall: the basin is flat, so its upper edge is found more surely than its lowest point
+SAFE = 4.0  # the rate chosen is the edge's over this: a whole run stays at it, a sweep only passes by
 CLEAR = 0.02  # of the starting loss: a fall smaller than this is noise, and nothing is chosen
 
 
@@ -77,23 +78,22 @@ def range_test(
     finally:
         optimizer.zero()
         policy.load_state(before)
-    return replace(choose(rates[: len(changes)], changes, start), start=start)
+    return choose(rates[: len(changes)], changes, start)
 
 
 def choose(rates: Sequence[float], changes: Sequence[float], start: float) -> RangeTest:
-    """The rate that a sweep's losses speak for: the one at the lowest smoothed loss, over `SAFE`."""
-    finite = [change for change in changes if math.isfinite(change)]
-    smooth = _smoothed(finite)
-    best = min(range(len(smooth)), key=smooth.__getitem__) if smooth else 0
-    fall = -smooth[best] if smooth else 0.0
+    """The rate that a sweep's losses speak for: the highest that keeps `KEPT` of the deepest fall, over `SAFE`."""
+    smooth = _smoothed([change for change in changes if math.isfinite(change)])
+    fall = max([0.0, *(-value for value in smooth)])
     told: dict[str, Any] = {"rates": tuple(rates), "changes": tuple(changes), "start": start}
     if fall < CLEAR * start:
-        why = f"the loss fell by {max(fall, 0.0):.3f} of {start:.3f} nats at most, which is within its noise"
+        why = f"the loss fell by {fall:.3f} of {start:.3f} nats at most, which is within its noise"
         return RangeTest(**told, rate=None, reason=why)
-    # the loss of step i is what the rates before it made of the weights
-    lowest = rates[max(0, best - 1)]
-    rate = float(f"{lowest / SAFE:.1e}")
-    why = f"a range test's loss was lowest at {lowest:.1e} ({fall:.2f} nats below {start:.2f}); a {SAFE:.0f}th of that"
+    edge = max(index for index, value in enumerate(smooth) if -value >= KEPT * fall)
+    highest = rates[max(0, edge - 1)]  # the loss of a step is what the rates before it made of the weights
+    rate = float(f"{highest / SAFE:.1e}")
+    gained = f"{fall:.2f} of {start:.2f} nats gained"
+    why = f"a range test kept learning up to {highest:.1e} ({gained}); a {SAFE:.0f}th of that"
     return RangeTest(**told, rate=rate, reason=why)
 
 

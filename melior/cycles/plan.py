@@ -1,0 +1,343 @@
+"""what a run will do, cost and need, told before it starts
+
+Rows, tokens and steps are counted with the real tokenizer and the real batches. Time is measured: micro-batches of the
+run's first steps are computed, forward and backward, and no weight moves. Memory is counted: what is held now,
+gradients, optimizer, and what autograd keeps of the largest micro-batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from melior.cycles.auto import Resolved, resolve
+from melior.cycles.lesson import Lesson, lesson, load_trainable
+from melior.cycles.measures import Measures
+from melior.cycles.models import find_model
+from melior.cycles.recipe import Recipe
+from melior.cycles.rows import Rows, check_room, load_rows
+from melior.errors import ConfigError
+from melior.policies.base import Batch, Rates
+from melior.policies.language import LanguagePolicy
+from melior.store import Store
+from melior.trainers import memory
+from melior.types import Task
+
+TIMED = 3  # micro-batches computed for the clock, after one that warms up
+COUNTED_STEPS = 8  # steps whose tokens are counted; the others are taken to be like them
+LEAST_SPREAD = 0.25  # of the time: what it varies by on a machine that does other things as well
+FORWARD = 1 / 3  # of a training pass: the backward pass costs twice the forward one
+WORKING = 1.25  # allocators keep freed blocks, and a backward pass needs room of its own
+CAUTIOUS = 0.9  # of the memory there is: what a run may count on
+SAMPLED = 4  # prompts answered for the clock of rft
+STEP_COPIES = 2  # of what trains: what AdamW's fused-by-list update holds for a moment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is ahead. Bytes, seconds, counts; None where it was not measured."""
+
+    method: str
+    model: str
+    rows: int
+    validation_rows: int
+    heldout_rows: int
+    dropped_rows: int  # every decision lies beyond the context, so nothing is learnt from them
+    truncated_rows: int  # end beyond the context, so a part is learnt
+    tokens: int  # read and decided, of all training rows, once
+    decisions: int  # of them, learnt in an epoch; rft: the most that are sampled in a step
+    longest: int  # tokens of the longest row
+    context: int  # the model's limit
+    batch: int  # rows of a step; prompts of one for rft
+    epochs: int | None
+    steps: int
+    trainable: int
+    parameters: int
+    layout: str
+    weights_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int | None
+    peak_bytes: int | None  # of the process while it trains
+    available_bytes: int | None  # to the process now, on top of what it holds
+    disk_bytes: int
+    seconds: float | None  # of training
+    seconds_spread: float  # share of it that it may be off by
+    evaluation_seconds: float | None  # before and after together
+    choices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        return asdict(self)
+
+
+def plan_run(
+    resolved: Resolved,
+    taught: Lesson,
+    policy: LanguagePolicy,
+    rows: Rows,
+    measures: Measures,
+    *,
+    timed: bool = True,
+) -> Plan:
+    """What the run will cost; weights, gradients and random numbers are afterwards what they were."""
+    recipe = resolved.recipe
+    total = taught.config.steps or taught.steps.total
+    if total is None:
+        raise ConfigError("These steps never end; say how many in fit.steps")
+    counted = _counted(policy, rows, recipe)
+    sizes = _sizes(policy, taught)
+    free = memory.available()
+    fits = free is None or sizes["gradient_bytes"] + sizes["optimizer_bytes"] < CAUTIOUS * free
+    clock = _clock(policy, taught, rows, recipe, measures, total) if timed and fits else _Clock()
+    peak = _peak(sizes, clock.activation_bytes)
+    made = Plan(
+        method=recipe.method,
+        model=recipe.model.path,
+        rows=len(rows.train),
+        validation_rows=len(rows.validation),
+        heldout_rows=len(rows.heldout),
+        context=policy.max_length,
+        batch=int(recipe.sft.batch_size) if recipe.method == "sft" else min(recipe.rft.prompts, len(rows.train)),
+        epochs=int(recipe.sft.epochs) if recipe.method == "sft" else None,
+        steps=total,
+        trainable=policy.share.trainable,
+        parameters=policy.share.total,
+        layout=policy.backbone.layout,
+        **counted,
+        **sizes,
+        activation_bytes=clock.activation_bytes,
+        peak_bytes=peak,
+        available_bytes=free,
+        seconds=clock.seconds,
+        seconds_spread=clock.spread,
+        evaluation_seconds=clock.evaluation_seconds,
+        choices=tuple(map(str, resolved.choices)),
+        disk_bytes=_disk(sizes, policy, recipe),
+    )
+    return _warned(made)
+
+
+def dry_run(recipe: Recipe, store: Store) -> Plan:
+    """The plan of a recipe that is not started: nothing is written, and no rate is searched for.
+
+    Raises:
+        MeliorError: for whatever would be wrong with settings, rows, model or grader.
+    """
+    found = find_model(recipe.model.path, store)
+    rows = load_rows(recipe)
+    with Measures(recipe, rows) as measures:
+        policy = load_trainable(recipe, found)
+        if measures.heldout is not None:
+            check_room(policy, rows.tasks, recipe.evaluation)
+        if recipe.method == "rft":
+            check_room(policy, rows.train, recipe.rollouts)
+        resolved = resolve(recipe, policy, rows, sweep=False)
+        taught = lesson(resolved, recipe, policy, rows, measures, None)
+        return plan_run(resolved, taught, policy, rows, measures)
+
+
+# ---------------------------------------------------------------------- counting
+
+
+def _counted(policy: LanguagePolicy, rows: Rows, recipe: Recipe) -> dict[str, Any]:
+    if recipe.method == "rft":
+        contexts = [len(policy.renderer.context(task.inputs)) for task in rows.train]
+        most = recipe.rollouts.n * recipe.rollouts.max_tokens * min(recipe.rft.prompts, len(rows.train))
+        told = {"dropped_rows": 0, "truncated_rows": 0, "tokens": sum(contexts), "decisions": most}
+        return {**told, "longest": max(contexts, default=0)}
+    turns = [policy.renderer.turns(row) for row in rows.train]
+    lengths = [[len(turn.context) + len(turn.decisions) for turn in found] for found in turns]
+    longest = [max(row, default=0) for row in lengths]
+    batch = policy.encode(rows.train)
+    learnt = batch.mask & (batch.weights != 0)
+    dropped = len(rows.train) - len(set(batch.columns["examples"][learnt.any(1)].tolist()))
+    over = sum(length > policy.max_length for length in longest)
+    return {
+        "dropped_rows": dropped,
+        "truncated_rows": max(0, over - dropped),
+        "tokens": sum(min(length, policy.max_length) for length in longest),
+        "decisions": int(learnt.sum()),
+        "longest": max(longest, default=0),
+    }
+
+
+def _sizes(policy: LanguagePolicy, taught: Lesson) -> dict[str, Any]:
+    """Bytes that follow from the parameters alone."""
+    groups = policy.parameter_groups(Rates(1.0, taught.config.weight_decay, taught.config.rates))
+    trained = sum(p.numel() * p.element_size() for group in groups for p in group.parameters)
+    weights = sum(p.numel() * p.element_size() for p in policy.backbone.model.parameters())
+    return {"weights_bytes": weights, "gradient_bytes": trained, "optimizer_bytes": 2 * trained}
+
+
+def _peak(sizes: dict[str, Any], activations: int | None) -> int | None:
+    """The larger of two moments: in the backward pass, and while the optimizer steps."""
+    if activations is None:
+        return None
+    held = memory.held()
+    lasting = sizes["gradient_bytes"] + sizes["optimizer_bytes"]
+    return held + lasting + int(max(WORKING * activations, STEP_COPIES * sizes["gradient_bytes"]))
+
+
+def _disk(sizes: dict[str, Any], policy: LanguagePolicy, recipe: Recipe) -> int:
+    """Checkpoints (one more while a new one is written), the best one, and the model."""
+    checkpoint = sizes["gradient_bytes"] + sizes["optimizer_bytes"]
+    copies = recipe.fit.keep_checkpoints + 1 + (1 if recipe.fit.best_metric else 0)
+    return copies * checkpoint + (sizes["gradient_bytes"] if policy.backbone.adapted else sizes["weights_bytes"])
+
+
+# ---------------------------------------------------------------------- measuring
+
+
+@dataclass(frozen=True)
+class _Clock:
+    seconds: float | None = None
+    spread: float = LEAST_SPREAD
+    evaluation_seconds: float | None = None
+    activation_bytes: int | None = None
+
+
+def _clock(
+    policy: LanguagePolicy, taught: Lesson, rows: Rows, recipe: Recipe, measures: Measures, total: int
+) -> _Clock:
+    if recipe.method == "sft":
+        indices = range(min(total, COUNTED_STEPS))
+        batches = [taught.steps(index).batch for index in indices]
+        parts = [part for batch in batches for part in _parts(policy, batch, taught.config.micro_batch)]
+        pace, spread, kept = _timed(policy, taught.objective, parts)
+        nodes = math.fsum(map(_nodes, parts)) / len(batches)
+        update = _update_seconds(policy, taught)
+        evaluating = _evaluation_seconds(policy, rows, recipe, measures, pace, taught, total)
+        return _Clock(total * (nodes * pace + update) + evaluating[1], spread, evaluating[0], kept)
+    return _clock_of_rewards(policy, taught, rows, recipe, measures, total)
+
+
+def _clock_of_rewards(
+    policy: LanguagePolicy, taught: Lesson, rows: Rows, recipe: Recipe, measures: Measures, total: int
+) -> _Clock:
+    """The clock of rft: a few prompts are answered, and their answers learnt."""
+    tasks = rows.train[:SAMPLED]
+    started = time.perf_counter()
+    records = policy.sample([task.inputs for task in tasks], recipe.rollouts)
+    per_output = (time.perf_counter() - started) / len(records)
+    parts = _parts(policy, policy.encode(records), taught.config.micro_batch)
+    pace, spread, kept = _timed(policy, None, parts)
+    outputs = min(recipe.rft.prompts, len(rows.train)) * recipe.rollouts.n
+    learning = pace * math.fsum(map(_nodes, parts)) / len(records) * outputs
+    step = outputs * per_output + learning + _update_seconds(policy, taught)
+    evaluating = _evaluation_seconds(policy, rows, recipe, measures, pace, taught, total, per_output)
+    return _Clock(total * step + evaluating[1], max(spread, 0.5), evaluating[0], kept)
+
+
+def _evaluation_seconds(
+    policy: LanguagePolicy,
+    rows: Rows,
+    recipe: Recipe,
+    measures: Measures,
+    pace: float,
+    taught: Lesson,
+    total: int,
+    per_output: float | None = None,
+) -> tuple[float, float]:
+    """Seconds of the evaluations before and after, and of those while training."""
+    looks = total // taught.config.evaluate_every if taught.config.evaluate_every and taught.evaluation else 0
+    reading = pace * FORWARD
+    if measures.heldout is None:
+        once = reading * _tokens(policy, rows.heldout)
+    else:
+        if per_output is None:
+            per_output = _seconds_per_output(policy, rows.tasks, recipe)
+        once = len(rows.tasks) * (recipe.evaluate.n + 1) * per_output
+    look = once if recipe.method == "rft" else reading * 2 * _tokens(policy, rows.validation or rows.heldout)
+    return 2 * once, looks * look
+
+
+def _seconds_per_output(policy: LanguagePolicy, tasks: Sequence[Task], recipe: Recipe) -> float:
+    started = time.perf_counter()
+    records = policy.sample([task.inputs for task in tasks[:SAMPLED]], recipe.evaluation)
+    return (time.perf_counter() - started) / max(1, len(records))
+
+
+def _timed(policy: LanguagePolicy, objective: Any, parts: Sequence[Batch]) -> tuple[float, float, int]:
+    """Seconds per token of a training pass, its spread, and the bytes the largest micro-batch keeps."""
+    known = {p.untyped_storage().data_ptr() for p in policy.backbone.model.parameters()}
+    largest = max(parts, key=_nodes)
+    small = largest.select([0])
+    _pass(policy, objective, small)  # the first one pays for what is only made once
+    kept = memory.saved_for_backward(lambda: _loss(policy, objective, largest), but=known)
+    paces = [_pass(policy, objective, part) / _nodes(part) for part in sorted(parts, key=_nodes)[-TIMED:]]
+    pace = sorted(paces)[len(paces) // 2]
+    return pace, max(LEAST_SPREAD, (max(paces) - min(paces)) / pace / 2), kept
+
+
+def _pass(policy: LanguagePolicy, objective: Any, part: Batch) -> float:
+    """Seconds of one forward and backward pass; the gradients are thrown away."""
+    started = time.perf_counter()
+    _loss(policy, objective, part).backward()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    for _, parameter in policy.backbone.trainable():
+        parameter.grad = None
+    return seconds
+
+
+def _loss(policy: LanguagePolicy, objective: Any, part: Batch) -> torch.Tensor:
+    if objective is None:
+        return policy.score(part).log_probs.sum()
+    return torch.stack([term.total for term in objective.loss(policy.score(part, objective.want), part)]).sum()
+
+
+def _update_seconds(policy: LanguagePolicy, taught: Lesson) -> float:
+    """Seconds of an optimizer step, by what it must read and write: seven times what trains, at the copy's speed."""
+    trained = _sizes(policy, taught)["gradient_bytes"]
+    probe = torch.ones(1 << 22)
+    probe.clone()
+    started = time.perf_counter()
+    probe.clone()
+    return 7 * trained / (2 * probe.nbytes / max(1e-6, time.perf_counter() - started))
+
+
+def _parts(policy: LanguagePolicy, batch: Batch, budget: int | None) -> list[Batch]:
+    return [batch.select(rows) for rows in policy.cut(batch, budget)]
+
+
+def _nodes(part: Batch) -> int:
+    """Tokens of a micro-batch; shared prefixes count each time, which pace and total agree on."""
+    return sum(map(len, part.inputs)) + int(part.mask.sum())
+
+
+def _tokens(policy: LanguagePolicy, rows: Sequence[Any]) -> int:
+    return _nodes(policy.encode(rows)) if rows else 0
+
+
+# ---------------------------------------------------------------------- warning
+
+
+def _warned(plan: Plan) -> Plan:
+    told: list[str] = []
+    say = told.append
+    if plan.peak_bytes is None and plan.available_bytes is not None:
+        needed = memory.in_bytes(plan.gradient_bytes + plan.optimizer_bytes)
+        free = memory.in_bytes(plan.available_bytes)
+        say(f"gradients and optimizer need {needed} and {free} are free: use an adapter or a smaller model")
+    elif plan.peak_bytes is not None and plan.available_bytes is not None:
+        more = plan.peak_bytes - memory.held()
+        if more > CAUTIOUS * plan.available_bytes:
+            say(
+                f"about {memory.in_bytes(more)} more memory is needed and {memory.in_bytes(plan.available_bytes)} is "
+                "free: lower fit.micro_batch, set model.gradient_checkpointing, or use an adapter"
+            )
+    if plan.dropped_rows:
+        say(f"{plan.dropped_rows} rows have no decision within the context of {plan.context} and teach nothing")
+    if plan.truncated_rows:
+        say(f"{plan.truncated_rows} rows are cut at the context of {plan.context} tokens")
+    if plan.heldout_rows < 30:
+        say(f"{plan.heldout_rows} held-out rows are fewer than the 30 the gate needs; raise data.heldout")
+    return replace(plan, warnings=tuple(told))
