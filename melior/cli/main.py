@@ -11,7 +11,7 @@ import warnings
 
 import typer
 
-from melior.cli import chat, demo, evaluate, grade, models, pull, runs, train
+from melior.cli import chat, check, demo, evaluate, grade, models, pull, runs, train
 from melior.cli.output import Errors
 
 QUIET = {
@@ -35,6 +35,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("grade")(grade.grade)
 app.command("chat")(chat.chat)
+app.command("check")(check.check)
 app.command("demo")(demo.demo)
 app.add_typer(models.app, name="models")
 app.add_typer(runs.app, name="runs")
@@ -58,6 +59,7 @@ def options(
     \b
     melior demo                                    the whole trip on a small model
     melior pull smollm2-135m-instruct              fetch a model once
+    melior check train.jsonl                       what is wrong with a file of rows
     melior train run.yaml                          train, evaluate, gate and register a version
     melior grade grader.json rows.jsonl            try a grader before anything is trained on it
     melior evaluate MODEL --data rows.jsonl        rewards on held-out data, with intervals

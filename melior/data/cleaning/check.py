@@ -154,6 +154,7 @@ class _Check:
         self.not_checked: list[str] = []
         bodies = Spool(self.folder, "rows", shingler) if self._wants("near-duplicate", "near-contradiction") else None
         wants_leaks = self.heldout is not None and self._wants("leak-near")
+        answers = Spool(self.folder, "answers", shingler, banded=False)
         prompts = Spool(self.folder, "prompts", shingler) if wants_leaks else None
         try:
             examiner = Examiner(
@@ -165,12 +166,12 @@ class _Check:
                 self.count_tokens,
                 self.config.max_length,
             )
-            self._read(examiner, bodies, prompts)
+            self._read(examiner, bodies, answers, prompts)
             self._leaks(examiner, prompts)
-            self._compare(bodies)
+            self._compare(bodies, answers)
             self._as_a_whole()
         finally:
-            for spool in (bodies, prompts):
+            for spool in (bodies, answers, prompts):
                 if spool is not None:
                     spool.close()
         self._excerpts()
@@ -180,7 +181,7 @@ class _Check:
     def _wants(self, *codes: str) -> bool:
         return not self.config.ignore.issuperset(codes)
 
-    def _read(self, examiner: Examiner, bodies: Spool | None, prompts: Spool | None) -> None:
+    def _read(self, examiner: Examiner, bodies: Spool | None, answers: Spool, prompts: Spool | None) -> None:
         self.rows = _Rows()
         self.sample = Sample()
         for found in examined(self._batches(self.source, "reading"), examiner, self.config.workers, self.sample):
@@ -189,7 +190,7 @@ class _Check:
                 self.found.hit(first + index, hit)
             for key, index, text in found.texts:
                 self.sample.offer(key, first + index, text)
-            for spool, entries in ((bodies, found.bodies), (prompts, found.prompts)):
+            for spool, entries in ((bodies, found.bodies), (answers, found.answers), (prompts, found.prompts)):
                 if spool is not None and entries is not None:
                     spool.add(entries, first)
         self.facts = self.rows.facts()
@@ -239,7 +240,7 @@ class _Check:
         alive["format"][self.found.removed(len(alive), errors)] = UNUSABLE
         return alive
 
-    def _compare(self, bodies: Spool | None) -> None:
+    def _compare(self, bodies: Spool | None, answers: Spool) -> None:
         rows = tables.without_reference(self.facts, self.kind)
         self.found.rows_with("missing-reference", rows)
         alive = self._alive()
@@ -247,7 +248,8 @@ class _Check:
         if bodies is not None:
             self.progress("comparing", len(alive))
             bodies.finish()
-            every.append(relations.near_duplicates(alive, bodies, self.kind))
+            answers.finish()
+            every.append(relations.near_duplicates(alive, bodies, answers, self.kind))
         for each in every:
             for found in each:
                 self.found.relation(found.code, found.row, found.other, found.detail)
@@ -346,7 +348,7 @@ class _Check:
             if number in wanted and isinstance(line, Line):
                 for code in wanted[number]:
                     detail, _ = self.found.examples[code][number]
-                    self.found.examples[code][number] = (detail, excerpt(_shown(line.row)))
+                    self.found.examples[code][number] = (detail, excerpt(_shown(line.row), at_end=True))
             if number >= last:
                 break
 
@@ -408,5 +410,5 @@ class _Check:
 
 
 def _shown(row: Any) -> str:
-    """The texts of a row, to look at."""
+    """The texts of a row on one line."""
     return " │ ".join(" ".join(text.split()) for text in strings(row))

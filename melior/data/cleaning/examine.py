@@ -64,18 +64,22 @@ class Examiner:
         """What a batch shows; texts are kept, to tell their language, where their hash is less than `below`."""
         facts = np.zeros(len(lines), FACTS)
         out = Examined(facts)
-        bodies, prompts = [], []
+        bodies, answers, prompts = [], [], []
         for index, line in enumerate(lines):
             view, hits = self._row(line, facts[index], out)
             out.hits.extend((index, hit) for hit in hits if hit.code not in self.ignore)
-            bodies.append(normalised(view.body) if view and self.body else "")
-            prompts.append(normalised(view.prompt) if view and self.prompts else "")
+            prompt = normalised(view.prompt) if view else ""
+            answer = " ".join(map(normalised, view.long_answers)) if view else ""
+            bodies.append(f"{prompt} {answer}".strip())
+            answers.append(answer)
+            prompts.append(prompt)
             if view is not None:
-                self._facts(view, bodies[-1], prompts[-1], facts[index], out)
+                self._facts(view, prompt, answer, facts[index], out)
                 start = letters_of(view.prompt) or letters_of("\n".join([view.prompt, *view.answers]))
                 if start and (key := int(facts[index]["content"])) < below:
                     out.texts.append((key, index, start))
-        out.bodies = self.shingler.entries(bodies) if self.body else None
+        if self.body:
+            out.bodies, out.answers = self.shingler.entries(bodies), self.shingler.entries(answers, banded=False)
         out.prompts = self.shingler.entries(prompts) if self.prompts else None
         return out
 
@@ -108,16 +112,17 @@ class Examiner:
                 hits.append(Hit("too-long", f"{facts['tokens']} of {self.max_length} tokens", view.prompt))
         return view, hits
 
-    def _facts(self, view: View, body: str, prompt: str, facts: Any, out: Examined) -> None:
+    def _facts(self, view: View, prompt: str, answer: str, facts: Any, out: Examined) -> None:
         label = view.label
         facts["content"] = key_of(view.content)
-        facts["question"] = key_of(normalised(view.question)) if view.question.strip() else 0
+        facts["prompt"] = key_of(prompt) if prompt else 0
+        same = view.question == view.prompt
+        facts["question"] = facts["prompt"] if same else key_of(normalised(view.question))
         facts["verdict"] = key_of(normalised(view.verdict))
         facts["label"] = key_of(label) if label else 0
-        facts["prompt"] = key_of(prompt or normalised(view.prompt)) if view.prompt.strip() else 0
         short = [] if view.kind == "demonstrations" else [a for a in view.answers if len(a) <= 60]
-        facts["parts"] = key_of("\0".join([exact_parts(body), *map(normalised, short)]))
-        facts["prompt_parts"] = key_of(exact_parts(prompt))
+        facts["parts"] = key_of("\0".join([exact_parts(f"{prompt} {answer}"), *map(normalised, short)]))
+        facts["prompt_parts"] = key_of(exact_parts(prompt)) if self.prompts else 0
         facts["prompt_size"], facts["answer_size"] = len(view.prompt), sum(map(len, view.answers))
         facts["reference"] = view.reference is not None
         facts["ending"] = ending(view.answers[-1]) if view.answers and view.kind == "demonstrations" else 0
@@ -140,6 +145,7 @@ class Examined:
     labels: Counter[str] = field(default_factory=Counter)
     texts: list[tuple[int, int, str]] = field(default_factory=list)  # hash, index, beginning
     bodies: Entries | None = None
+    answers: Entries | None = None
     prompts: Entries | None = None
 
 

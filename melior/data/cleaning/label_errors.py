@@ -62,7 +62,7 @@ def _chosen(views: Iterable[tuple[int, View]], facts: NDArray[Any]) -> tuple[lis
     keys = np.sort(facts["content"][usable])
     limit = keys[MOST_ROWS - 1] if len(keys) > MOST_ROWS else np.uint64(2**64 - 1)
     found = [
-        (int(facts["content"][row]), row, view.prompt if view.kind == "demonstrations" else view.body, view.label)
+        (int(facts["content"][row]), row, _judged(view), view.label)
         for row, view in views
         if usable[row] and facts["content"][row] <= limit and view.label
     ]
@@ -70,3 +70,7 @@ def _chosen(views: Iterable[tuple[int, View]], facts: NDArray[Any]) -> tuple[lis
     counts = Counter(label for *_, label in found)
     kept = [entry for entry in found if counts[entry[3]] >= FOLDS]
     return [row for _, row, _, _ in kept], [text for *_, text, _ in kept], [str(label) for *_, label in kept]
+
+
+def _judged(view: View) -> str:
+    return view.prompt if view.kind == "demonstrations" else "\n".join([view.prompt, *view.answers])

@@ -17,7 +17,7 @@ CJK = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO")
 
 def script_of(text: str) -> str:
     """The script most letters are of, as Unicode names them; Chinese and Japanese count as one."""
-    if text.isascii():
+    if len(text.encode("ascii", "ignore")) * 2 > len(text):
         return "LATIN"
     seen: Counter[str] = Counter()
     for character in text[: 4 * LOOKED_AT]:

@@ -65,8 +65,11 @@ def contradictions(facts: Facts, kind: str) -> Iterator[Relation]:
             yield Relation("contradiction" if told else "several-answers", row, other)
 
 
-def near_duplicates(facts: Facts, spool: Spool, kind: str) -> Iterator[Relation]:
-    """Rows whose text is near that of a kept one, and rows near in text whose labels differ."""
+def near_duplicates(facts: Facts, spool: Spool, answers: Spool, kind: str) -> Iterator[Relation]:
+    """Rows near a kept one, in the whole and in the answers alone, and rows near in text whose labels differ.
+
+    Answers count apart because one long context may have many different answers.
+    """
     usable = facts["format"] != UNUSABLE
     first = np.zeros(len(facts), bool)
     first[np.unique(facts["content"][usable], return_index=True)[1]] = True
@@ -84,23 +87,27 @@ def near_duplicates(facts: Facts, spool: Spool, kind: str) -> Iterator[Relation]
                 continue
             pair = (min(one, two), max(one, two))
             if (same or pair not in differing) and (found := spool.similarity(a, b)) >= spool.shingler.near:
+                if same and answers.of_rows(one, two) < spool.shingler.near:
+                    continue
                 if same:
-                    clusters.join(one, two, a, b)
+                    clusters.join(one, two)
                 elif len(differing) < len(facts):
                     differing.add(pair)
+                    yield Relation("near-contradiction", pair[0], pair[1], f"{found:.2f} alike")
                     yield Relation("near-contradiction", pair[1], pair[0], f"{found:.2f} alike")
-    yield from _kept(clusters, facts, spool)
+    yield from _kept(clusters, facts, spool, answers)
 
 
-def _kept(clusters: _Clusters, facts: Facts, spool: Spool) -> Iterator[Relation]:
+def _kept(clusters: _Clusters, facts: Facts, spool: Spool, answers: Spool) -> Iterator[Relation]:
     """Of each cluster the longest row is kept, and every other that is near no kept one."""
     for members in clusters.members():
         members.sort(key=lambda row: (-_size(facts[row]), int(facts["content"][row])))
         kept: list[int] = []
         for row in members:
-            found = max(((clusters.similarity(spool, row, other), other) for other in kept), default=(0.0, -1))
-            if found[0] >= spool.shingler.near:
-                yield Relation("near-duplicate", row, found[1], f"{found[0]:.2f} alike")
+            alike = ((min(spool.of_rows(row, other), answers.of_rows(row, other)), other) for other in kept)
+            found, other = max(alike, default=(0.0, -1))
+            if found >= spool.shingler.near:
+                yield Relation("near-duplicate", row, other, f"{found:.2f} alike")
             elif len(kept) < COMPARED:
                 kept.append(row)
 
@@ -114,20 +121,13 @@ class _Clusters:
 
     def __init__(self) -> None:
         self._root: dict[int, int] = {}
-        self._entries: dict[int, set[int]] = defaultdict(set)
 
     def together(self, one: int, two: int) -> bool:
         return one in self._root and two in self._root and self._find(one) == self._find(two)
 
-    def join(self, one: int, two: int, a: int, b: int) -> None:
-        self._entries[one].add(a)
-        self._entries[two].add(b)
+    def join(self, one: int, two: int) -> None:
         first, second = self._find(one), self._find(two)
         self._root[max(first, second)] = min(first, second)
-
-    def similarity(self, spool: Spool, one: int, two: int) -> float:
-        """The greatest of the entries by which the rows were joined."""
-        return max(spool.similarity(a, b) for a in self._entries[one] for b in self._entries[two])
 
     def members(self) -> list[list[int]]:
         found: dict[int, list[int]] = defaultdict(list)

@@ -145,13 +145,14 @@ def worst_first(finding: Finding) -> tuple[int, int, str]:
     return SEVERITIES.index(finding.severity), -finding.count, finding.code
 
 
-def excerpt(text: str, piece: str = "") -> str:
-    """What stands around a piece of a text, on one line, personal data masked and unseen characters made visible."""
+def excerpt(text: str, piece: str = "", *, at_end: bool = False) -> str:
+    """What stands around a piece of a text or at its end, on one line: personal data masked, unseen characters told."""
     shown = masked(text)
     at = shown.find(piece) if piece else 0
     if at < 0:  # the piece was masked
         at = max(0, shown.find("["))
-    start = max(0, at - WIDTH // 3) if len(shown) > WIDTH else 0
+    start = max(0, min(at - WIDTH // 3, len(shown) - WIDTH))
+    start = max(0, len(shown) - WIDTH) if at_end else start
     cut = shown[start : start + WIDTH]
     line = "".join(c if c.isprintable() else " " if c.isspace() else f"\\u{ord(c):04x}" for c in cut)
     return f"{'…' * (start > 0)}{line}{'…' * (start + WIDTH < len(shown))}"

@@ -25,6 +25,7 @@ BOILERPLATE = re.compile(
     r"|\bi(?:'m| am) (?:just |only )?an ai language model\b|\bas of my last (?:knowledge )?update\b",
     re.I,
 )
+BOILERPLATE_HINTS = ("AI", " ai", "language model", "cutoff", "update")
 LONG_ANSWER = 40  # characters; what is shorter may end as it likes
 OPEN_END = re.compile(r"(?:[,;(\[{&=+–—]|\b(?:and|or|the|a|an|of|to|with|for|in|that|which|because|is|are|was))$", re.I)
 QUOTED = 40  # characters of an answer that no prompt holds by chance
@@ -57,7 +58,7 @@ def cleaned(row: Mapping[str, Any], ignore: frozenset[str]) -> tuple[Mapping[str
         if any((code, "") in hits for code in _REPAIRED):
             row = mapped(row, lambda text: repaired(text, ignore))
             texts = list(strings(row))
-    private = [(text, sighting) for text in texts for sighting in sightings(text)] if _may_name(joined) else []
+    private = [(text, sighting) for text in texts for sighting in sightings(text)]
     for text, sighting in private:
         code = "secret" if sighting.secret else "personal-data"
         hits.setdefault((code, sighting.kind), Hit(code, sighting.kind, text, text[sighting.start : sighting.end]))
@@ -72,11 +73,6 @@ def cleaned(row: Mapping[str, Any], ignore: frozenset[str]) -> tuple[Mapping[str
 
 
 _REPAIRED = ("mojibake", "control-characters", "invisible-characters", "html-entities", "normal-form")
-_DIGIT = re.compile(r"\d")
-
-
-def _may_name(text: str) -> bool:
-    return "@" in text or "PRIVATE KEY" in text or bool(_DIGIT.search(text)) or "hf_" in text or "xox" in text
 
 
 def refusal(row: Mapping[str, Any], reason: str) -> Hit:
@@ -130,7 +126,7 @@ def faults(view: View) -> Iterator[Hit]:
     for answer in learnt if view.kind != "rated" else ():
         if sign := cut_short(answer):
             yield Hit("truncated-answer", sign, answer, answer[-20:])
-        if phrase := BOILERPLATE.search(answer):
+        if any(hint in answer for hint in BOILERPLATE_HINTS) and (phrase := BOILERPLATE.search(answer)):
             yield Hit("boilerplate", phrase.group().lower().rstrip(","), answer, phrase.group())
         if len(answer) >= QUOTED and len(view.prompt) > len(answer) and normalised(answer) in normalised(view.prompt):
             yield Hit("answer-in-prompt", "", view.prompt, answer[:QUOTED])

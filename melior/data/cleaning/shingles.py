@@ -64,14 +64,15 @@ class Shingler:
         drawn = np.random.default_rng(0x6D656C696F72).integers(0, 2**63, (2, bands * rows), dtype=np.uint64)
         return drawn[0] * np.uint64(2) + np.uint64(1), drawn[1]
 
-    def entries(self, texts: Sequence[str]) -> Entries:
-        """The entries of normalised texts (words parted by single spaces)."""
+    def entries(self, texts: Sequence[str], banded: bool = True) -> Entries:
+        """The entries of normalised texts (words parted by single spaces), without bands where only sets are asked."""
         cuts = [_characters(texts), _words(texts)]
         owners = np.concatenate([owner for owner, _ in cuts])
         hashes = np.concatenate([hashed for _, hashed in cuts])
         owners, sets, sizes = _as_sets(owners, hashes, len(texts))
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64) if len(sizes) else np.zeros(0, np.int64)
-        return Entries(owners, sets, sizes, self._bands(sets, starts))
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])[: len(sizes)]
+        bands = self._bands(sets, starts) if banded else np.zeros((len(sizes), 0), np.uint64)
+        return Entries(owners, sets, sizes, bands)
 
     def _bands(self, sets: Sets, starts: NDArray[np.int64]) -> Hashes:
         bands, rows = self.shape
@@ -148,7 +149,8 @@ def _words(texts: Sequence[str]) -> tuple[NDArray[np.int64], Hashes]:
 
 def _as_sets(entry: NDArray[np.int64], hashes: Hashes, texts: int) -> tuple[NDArray[np.int64], Sets, NDArray[np.int64]]:
     """Owners, sorted sets and their sizes; sets of fewer than FEWEST are left out."""
-    packed = np.unique((entry.astype(np.uint64) << np.uint64(32)) | (hashes >> np.uint64(32)))
+    packed = np.sort((entry.astype(np.uint64) << np.uint64(32)) | (hashes >> np.uint64(32)))
+    packed = packed[np.concatenate([[True], packed[1:] != packed[:-1]])] if len(packed) else packed
     entry = (packed >> np.uint64(32)).astype(np.int64)
     counts = np.bincount(entry, minlength=2 * texts)
     kept = counts >= FEWEST

@@ -22,10 +22,10 @@ KEPT_SETS = 20_000  # sets held in memory while pairs are compared
 class Spool:
     """Entries of texts, numbered by the row they come from, in files of a temporary folder."""
 
-    def __init__(self, folder: Path, name: str, shingler: Shingler) -> None:
+    def __init__(self, folder: Path, name: str, shingler: Shingler, banded: bool = True) -> None:
         self.shingler = shingler
         self._owners, self._sizes = array("q"), array("q")
-        self._paths = [folder / f"{name}.{band}.bands" for band in range(shingler.shape[0])]
+        self._paths = [folder / f"{name}.{band}.bands" for band in range(shingler.shape[0] if banded else 0)]
         self._bands: list[IO[bytes]] = [path.open("wb") for path in self._paths]
         self._sets = (folder / f"{name}.sets").open("w+b")
         self._set = lru_cache(KEPT_SETS)(self._read)
@@ -59,6 +59,16 @@ class Spool:
         if smaller < self.shingler.near * larger:
             return 0.0  # it is at most the ratio of sizes
         return jaccard(self._set(first), self._set(second))
+
+    def of_rows(self, first: int, second: int) -> float:
+        """The Jaccard index of two rows' texts; 1 where neither has a set, 0 where only one has."""
+        ours, theirs = self._entries(first), self._entries(second)
+        if not ours or not theirs:
+            return float(bool(ours) == bool(theirs))
+        return max(self.similarity(a, b) for a in ours for b in theirs)
+
+    def _entries(self, row: int) -> range:
+        return range(*np.searchsorted(self.owners, [row, row + 1]).tolist())
 
     def runs(self, wanted: NDArray[np.bool_], keys: NDArray[np.uint64]) -> Iterator[Index]:
         """Entries that share a band, two or more at a time, of the rows wanted; in an order by size, then key.

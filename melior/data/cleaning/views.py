@@ -22,7 +22,7 @@ REFERENCES = ("reference_answer", "reference", "answer", "solution", "target", "
 NAMES = frozenset({"id", "uuid", "_id", "row_id", "timestamp", "created_at", "updated_at"})  # they tell rows apart
 NOT_TEXT = frozenset({"role", "type", "id", "group", "from"})
 FINAL = re.compile(r"####\s*(.+?)\s*$|\\boxed\{([^{}]+)\}")
-_GAPS = re.compile(r"[\s.,!?;:'\"‘’“”…]+")
+_GAPS = {ord(sign): " " for sign in ".,!?;:'\"‘’“”…"}
 _EXACT = re.compile(r"\d+|[-+*/=^<>×÷](?=\s*\d)")
 
 
@@ -47,9 +47,9 @@ class View:
         return self.verdict if short and self.kind in ("demonstrations", "rated") and self.verdict else None
 
     @property
-    def body(self) -> str:
-        """The text compared with other rows: the prompt and every answer longer than a label."""
-        return "\n".join([self.prompt, *(a for a in self.answers if len(a) > LABEL_CHARACTERS or "\n" in a)])
+    def long_answers(self) -> list[str]:
+        """The answers too long for a label."""
+        return [answer for answer in self.answers if len(answer) > LABEL_CHARACTERS or "\n" in answer]
 
 
 def view_of(example: Example, kind: str) -> View:
@@ -155,7 +155,7 @@ def _weights(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 def normalised(text: str) -> str:
     """The text without case, and with one space for each run of spaces and punctuation; mathematical signs stay."""
-    return _GAPS.sub(" ", text.casefold()).strip() or text.strip()
+    return " ".join(text.casefold().translate(_GAPS).split()) or text.strip()
 
 
 def exact_parts(text: str) -> str:
