@@ -89,7 +89,7 @@ def interval_chart(rows: Sequence[tuple[str, Row]]) -> str:
     low, high = min(values), max(values)
     if low >= 0 and high <= 1:
         low = 0.0
-    low, high, ticks = _ticks(low, high)
+    low, high, ticks = round_ticks(low, high)
     height = 34 + 30 * len(known)
 
     def x(value: float) -> float:
@@ -142,7 +142,7 @@ def _svg(title: str, told: str, body: str, scale: _Scale | None) -> str:
 
 
 def _axes(scale: _Scale) -> str:
-    _, _, ticks = _ticks(scale.low, scale.high)
+    _, _, ticks = round_ticks(scale.low, scale.high)
     lines = "".join(
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{scale.y(t):.1f}" y2="{scale.y(t):.1f}"/>'
         f'<text x="{LEFT - 6}" y="{scale.y(t) + 4:.1f}" text-anchor="end">{compact(t)}</text>'
@@ -152,7 +152,7 @@ def _axes(scale: _Scale) -> str:
 
 
 def _x_axis(scale: _Scale) -> str:
-    _, _, ticks = _ticks(scale.first, scale.last)
+    _, _, ticks = round_ticks(scale.first, scale.last)
     whole = [t for t in ticks if scale.first <= t <= scale.last and float(t).is_integer()]
     labels = "".join(
         f'<text x="{scale.x(t):.1f}" y="{HEIGHT - 9}" text-anchor="middle">{compact(t)}</text>' for t in whole
@@ -208,11 +208,11 @@ def _range(curves: Sequence[Curve]) -> tuple[float, float]:
         spread = inner_high - inner_low
         if spread > 0:
             low, high = max(low, inner_low - FAR * spread), min(high, inner_high + FAR * spread)
-    low, high, _ = _ticks(low, high)
+    low, high, _ = round_ticks(low, high)
     return low, high
 
 
-def _ticks(low: float, high: float) -> tuple[float, float, list[float]]:
+def round_ticks(low: float, high: float) -> tuple[float, float, list[float]]:
     """Round numbers over a range, and the range widened to the outer two."""
     if not high > low:
         pad = abs(low) * 0.1 or 0.5
