@@ -4,8 +4,9 @@ A `Demonstration`, `Preference`, `Rated` or `Task` is what a team brings. A `Rec
 with the exact decision ids and log-probs when the policy itself produced it. A `Score` is what one grader said.
 
 `inputs` is whatever the policy reads: for language a string (one user message, or plain text where the policy has
-no chat template) or a list of messages `{"role": ..., "content": ...}`. `output` is what it decided: for language
-a string, the assistant's answer.
+no chat template), a list of messages `{"role": ..., "content": ...}`, or `{"messages": [...], "tools": [...]}` where
+tools may be called; None is no prompt at all, so that the output is a text from its first word. `output` is what it
+decided: for language a string, the assistant's answer, or the assistant's message where it calls tools.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ Finish = Literal["stop", "length", "cancelled", "given"]
 class Demonstration:
     """An input with an output worth imitating.
 
-    For language, `inputs` may end before the assistant's turn (then `output` is that turn), or `output` may be None
-    and `inputs` a whole conversation whose assistant messages are all decisions (those with `"weight": 0` are not).
+    For language, `inputs` may end before the assistant's turn (then `output` is that turn, or a list of messages that
+    begins with it), or `output` may be None and `inputs` a whole conversation whose assistant messages are all
+    decisions (those with `"weight": 0` are not).
     """
 
     inputs: Any

@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from melior.data.conversations import Conversation, as_context, conversation, for_template, learnt
 from melior.errors import ConfigError, DataError, ModelError
 from melior.types import Demonstration
 
 Template = Literal["auto", "chat", "plain"]
+PROBE = ({"role": "user", "content": "ping"}, {"role": "assistant", "content": "pong"})
+PARAMETERS = {"type": "object", "properties": {}}
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,7 @@ class Renderer:
     def stop_id(self) -> int:
         """The token that ends an assistant turn: what the template writes behind one, else the end of sequence."""
         if self.chat:
-            probe = [{"role": "user", "content": "ping"}, {"role": "assistant", "content": "pong"}]
-            behind = self._render(probe).rpartition("pong")[2]
+            behind = self._render(Conversation(PROBE)).rpartition("pong")[2]
             special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
             for token in self._ids(behind):
                 if token in special:
@@ -72,14 +74,22 @@ class Renderer:
         told = json.dumps([tokenizer, self.tokenizer.chat_template, self.chat, sorted(self.stop_ids)])
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the chat template shows the tools it is given."""
+        probe = {"type": "function", "function": {"name": "probed_tool", "description": "", "parameters": PARAMETERS}}
+        return self.chat and "probed_tool" in self._shown(Conversation(PROBE[:1], (probe,)))
+
     def context(self, inputs: Any) -> tuple[int, ...]:
         """Ids the model reads before the assistant's next turn; at most one begin-of-sequence token.
 
         Raises:
-            DataError: if messages are given without a chat template, or the template refuses them.
+            DataError: if messages or tools are given that the template refuses or does not show, or has none for.
         """
+        if inputs is None:
+            return (self._begin(),)
         if self.chat:
-            return self._ids(self._render(_messages(inputs), generation=True))
+            return self._ids(self._render(conversation(inputs), generation=True))
         if not isinstance(inputs, str):
             raise DataError("This model has no chat template, so inputs must be plain text, not messages")
         ids = list(self.tokenizer(inputs)["input_ids"])
@@ -94,42 +104,71 @@ class Renderer:
     def begun(self, inputs: Any, text: str) -> tuple[int, ...]:
         """Ids the model reads where the assistant's turn has begun with a text, to go on with it."""
         return (
-            self._ids(self._render(_messages(inputs), generation=True) + text)
+            self._ids(self._render(conversation(inputs), generation=True) + text)
             if self.chat
             else self.context(inputs + text)
         )
 
     def turn(self, inputs: Any, output: Any) -> Turn:
-        """The context of `inputs` and the decisions that write `output` behind it."""
-        content = output.get("content") if isinstance(output, Mapping) else output
-        if not isinstance(content, str):
-            raise DataError(f"A language output must be text or an assistant message, got {type(output).__name__}")
+        """The context of `inputs` and the decisions that write `output` behind it.
+
+        Raises:
+            DataError: if the output is neither text nor an assistant's message, or calls tools the template hides.
+        """
+        message = _message(output)
+        if inputs is None:
+            return self._text_turn(message)
         context = self.context(inputs)
-        joint: tuple[int, ...] = ()
-        if self.chat:
-            before = self._render(_messages(inputs), generation=True)
-            message = dict(output) if isinstance(output, Mapping) else {"role": "assistant", "content": content}
-            after = self._render([*_messages(inputs), message])
-            stop = self.tokenizer.convert_ids_to_tokens(self.stop_id)
-            if after.startswith(before) and stop in after[len(before) :]:
-                # What the template makes of the turn (trimmed text, tool calls), up to the stop token.
-                content = after[len(before) :].rpartition(stop)[0]
-            joint = self._ids(before + content)
+        if not self.chat:
+            if message.get("tool_calls"):
+                raise DataError("This model has no chat template, so it cannot write tool calls")
+            return Turn(context, (*self._ids(message["content"]), self.stop_id))
+        before = self._render(conversation(inputs), generation=True)
+        content = self._written(conversation(inputs), message, before)
+        joint = self._ids(before + content)
         # Where a template joins seamlessly the ids are those of the whole; else the output is tokenised on its own,
         # behind the context exactly as the server sees it.
-        ids = joint[len(context) :] if self.chat and joint[: len(context)] == context else self._ids(content)
+        ids = joint[len(context) :] if joint[: len(context)] == context else self._ids(content)
         return Turn(context, (*ids, self.stop_id))
 
     def turns(self, example: Demonstration) -> list[Turn]:
         """One turn per assistant message to learn from: those of weight 0 are context only."""
-        if example.output is not None:
+        if example.output is not None and not isinstance(example.output, list):
             return [self.turn(example.inputs, example.output)]
-        messages = _messages(example.inputs)
+        told = conversation(example.inputs)
+        if example.output is not None:
+            told = replace(told, messages=(*as_context(told.messages), *example.output))
         return [
-            self.turn(messages[:index], message)
-            for index, message in enumerate(messages)
-            if message["role"] == "assistant" and message.get("weight", 1) != 0
+            self.turn(told.up_to(index).inputs(), message)
+            for index, message in enumerate(told.messages)
+            if learnt(message)
         ]
+
+    def _written(self, told: Conversation, message: dict[str, Any], before: str) -> str:
+        """What the template makes of the turn (trimmed text, tool calls), up to the stop token."""
+        after = self._render(replace(told, messages=(*told.messages, message)))
+        stop = self.tokenizer.convert_ids_to_tokens(self.stop_id)
+        fits = after.startswith(before) and stop in after[len(before) :]
+        if message.get("tool_calls"):
+            silent = {key: value for key, value in message.items() if key != "tool_calls"}
+            if not fits or after == self._render(replace(told, messages=(*told.messages, silent))):
+                raise DataError(
+                    f"The chat template does not write the {len(message['tool_calls'])} tool calls of an answer; "
+                    "write them as text, or choose a model whose template has tool calls"
+                )
+        return after[len(before) :].rpartition(stop)[0] if fits else message["content"]
+
+    def _text_turn(self, message: dict[str, Any]) -> Turn:
+        """A text from its first word: read the begin token, decide all the rest, without any template."""
+        ids = self._ids(message["content"])
+        ids = ids[1:] if ids[:1] == (self._begin(),) else ids
+        end = () if ids and ids[-1] in self.stop_ids else (self.stop_id,)
+        return Turn((self._begin(),), (*ids, *end))
+
+    def _begin(self) -> int:
+        """The token before the first word: of the sequence's begin, or, as GPT-2 has it, of the end of the last."""
+        begin = self.tokenizer.bos_token_id
+        return int(begin if begin is not None else self.stop_id)
 
     def text(self, decisions: Sequence[int]) -> str:
         """The text of decided ids, without the stop token at their end."""
@@ -141,18 +180,36 @@ class Renderer:
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], generation: bool = False) -> str:
-        shown = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+    def _render(self, told: Conversation, generation: bool = False) -> str:
+        if told.tools and not self.shows_tools:
+            raise DataError(
+                f"The chat template does not show tools and {len(told.tools)} are given; describe them in the system "
+                "message, or choose a model whose template has tools"
+            )
         try:
-            return self.tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=generation)
+            return self._shown(told, generation)
         except Exception as error:
-            roles = ", ".join(str(message.get("role")) for message in messages)
+            roles = ", ".join(str(message.get("role")) for message in told.messages)
             raise DataError(f"The chat template refuses a conversation with roles ({roles}): {error}") from error
 
+    def _shown(self, told: Conversation, generation: bool = False) -> str:
+        return self.tokenizer.apply_chat_template(
+            [for_template(message) for message in told.messages],
+            tools=[dict(tool) for tool in told.tools] or None,
+            tokenize=False,
+            add_generation_prompt=generation,
+        )
 
-def _messages(inputs: Any) -> list[Mapping[str, Any]]:
-    if isinstance(inputs, str):
-        return [{"role": "user", "content": inputs}]
-    if isinstance(inputs, Sequence) and all(isinstance(m, Mapping) and "role" in m for m in inputs) and inputs:
-        return list(inputs)
-    raise DataError(f"Language inputs must be text or a list of messages with roles, got {inputs!r:.80}")
+
+def _message(output: Any) -> dict[str, Any]:
+    """An output as an assistant's message, its content text.
+
+    Raises:
+        DataError: if it is none.
+    """
+    message = dict(output) if isinstance(output, Mapping) else {"role": "assistant", "content": output}
+    if message.get("content") is None and message.get("tool_calls"):
+        message["content"] = ""
+    if not isinstance(message.get("content"), str):
+        raise DataError(f"A language output must be text or an assistant message, got {type(output).__name__}")
+    return message

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from melior.data.conversations import conversation, learnt
 from melior.data.formats import canonical
 from melior.errors import ConfigError, DataError
 
@@ -65,21 +66,28 @@ def input_key(row: Any) -> str:
     """sha256 of what the policy reads before its first decision.
 
     A string counts as one user message, and a conversation as what stands before its first assistant message that
-    is learnt.
+    is learnt. A text without a prompt counts as itself: else all of them would share one input.
     """
-    inputs = row.inputs
-    if isinstance(inputs, str):
-        inputs = [{"role": "user", "content": inputs}]
-    elif isinstance(inputs, list) and all(isinstance(message, dict) for message in inputs):
-        if getattr(row, "output", "") is None:
-            inputs = inputs[: _first_learnt(inputs)]
-        inputs = [{key: value for key, value in message.items() if key != "weight"} for message in inputs]
-    return hashlib.sha256(canonical(inputs).encode()).hexdigest()
+    told = [row.inputs, _sides(row)] if row.inputs is None else _read(row)
+    return hashlib.sha256(canonical(told).encode()).hexdigest()
 
 
-def _first_learnt(messages: list[dict[str, Any]]) -> int:
-    learnt = (index for index, message in enumerate(messages) if message.get("role") == "assistant")
-    return next((index for index in learnt if messages[index].get("weight", 1) != 0), len(messages))
+def _sides(row: Any) -> list[Any]:
+    """The outputs of a row."""
+    return sorted(canonical(getattr(row, name, None)) for name in ("output", "chosen", "rejected"))
+
+
+def _read(row: Any) -> Any:
+    """What is read, as messages without weights; of other policies, whatever the inputs are."""
+    try:
+        told = conversation(row.inputs)
+    except DataError:
+        return row.inputs
+    if getattr(row, "output", "") is None:
+        first = next((index for index, message in enumerate(told.messages) if learnt(message)), len(told.messages))
+        told = told.up_to(first)
+    messages = [{key: value for key, value in message.items() if key != "weight"} for message in told.messages]
+    return {"messages": messages, "tools": told.tools} if told.tools else messages
 
 
 def _wanted(heldout: float, total: int) -> int:

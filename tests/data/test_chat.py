@@ -170,7 +170,7 @@ def test_the_fingerprint_tells_tokenizers_templates_and_stops_apart() -> None:
     assert Renderer(tiny_tokenizer("chatml")).fingerprint == Renderer(base).fingerprint
 
 
-@pytest.mark.parametrize("inputs", [None, 7, [], ["text"], [{"content": "no role"}]])
+@pytest.mark.parametrize("inputs", [7, [], ["text"], [{"content": "no role"}], {"tools": []}])
 def test_odd_inputs_are_refused(inputs: Any) -> None:
     with pytest.raises(DataError, match="text or a list of messages"):
         RENDERERS["chatml"].context(inputs)
