@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from melior.reports.files import Row, RunFiles, number
 
 POINTS = 320  # of a curve on the page: more than a chart has pixels to tell apart
-SMOOTH_FROM = 12  # steps: fewer are told as they are
+SMOOTH_FROM = 20  # steps: fewer are told as they are
 WINDOW = 8  # a smoothed value looks back over about an eighth of a run
 
 Point = tuple[float, float]
@@ -54,7 +54,12 @@ CHARTS: Sequence[tuple[str, str, Mapping[str, str]]] = (
     (
         "Loss",
         "Held-out loss that rises while training loss falls is over-fitting.",
-        {"loss": "training", "heldout_loss": "held-out"},
+        {"loss": "training", "heldout_loss": "held-out", "probe_loss": "training rows, measured as held-out"},
+    ),
+    (
+        "Fitting gap",
+        "Held-out loss minus that of training rows, with its interval. Growth is over-fitting.",
+        {"fitting_gap": "gap", "fitting_gap_low": "low end", "fitting_gap_high": "high end"},
     ),
     ("Graders' parts", "Which part of the reward is learnt.", {r"rewards/(.+)/mean": r"\1"}),
     (
@@ -193,7 +198,7 @@ def _curves(run: RunFiles) -> Iterator[Curve]:
             bars = [(s, e["low"], e["high"]) for s, e in ends.items() if None not in (e["low"], e["high"])]
             yield Curve(name, _plain(name), sorted(merged.items()), heldout=True, bars=bars)
     for name, points in series.items():
-        heldout = name.startswith("heldout")
+        heldout = name.startswith(("heldout", "probe", "fitting"))  # measured now and then
         yield Curve(name, _plain(name), points, () if heldout else smoothed(points), heldout)
 
 

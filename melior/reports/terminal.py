@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from melior.reports.charts import round_ticks
 from melior.reports.curves import Curve, Point, thinned
@@ -18,14 +19,14 @@ DRAWN = 4000  # points of a curve at most: more than any terminal has dots
 
 
 def plot(
-    curves: Sequence[Curve], *, width: int, height: int = 10, colour: bool = False, ascii_only: bool = False
+    curves: Sequence[Curve], *, width: int, height: int = 12, colour: bool = False, ascii_only: bool = False
 ) -> list[str]:
     """Lines of text that show curves over steps on one axis, a legend below them.
 
     Several curves are told apart by colour; without it, by letters instead of dots.
     """
     columns = max(NARROWEST, width - LABEL - 2)
-    points = [point for curve in curves for point in curve.points]
+    points = [point for curve in curves for point in curve.smooth or curve.points]
     first, last = min(x for x, _ in points), max(x for x, _ in points)
     low, high, _ = round_ticks(min(y for _, y in points), max(y for _, y in points))
     frame = _Frame(first, max(last, first + 1), low, high, columns, height)
@@ -35,14 +36,14 @@ def plot(
     lines = []
     for row, cell in enumerate(cells):
         at = high - (high - low) * row / max(1, height - 1)
-        told = compact(round_to(at, (high - low) / height)) if row % 3 == 0 or row == height - 1 else ""
-        lines.append(f"{_plain(told, ascii_only):>{LABEL}} {side}{''.join(cell).rstrip()}")
+        value = compact(round_to(at, (high - low) / height)) if row % 3 == 0 or row == height - 1 else ""
+        lines.append(f"{_plain(value, ascii_only):>{LABEL}} {side}{''.join(cell).rstrip()}")
     lines.append(f"{'':>{LABEL}} {corner}{flat * columns}")
     left, right = compact(first), compact(last)
     lines.append(f"{'step':>{LABEL}}  {left}{right:>{columns - len(left)}}")
     keys = [LETTERS[index % len(LETTERS)] if lettered else _painted("●", index, colour) for index in range(len(curves))]
-    told = [_told(key, curve) for key, curve in zip(keys, curves, strict=True)]
-    return lines + [f"{'':>{LABEL}}  {_plain(line, ascii_only)}" for line in told]
+    legend = [_told(key, curve) for key, curve in zip(keys, curves, strict=True)]
+    return lines + [f"{'':>{LABEL}}  {_plain(line, ascii_only)}" for line in legend]
 
 
 def round_to(value: float, step: float) -> float:
@@ -68,11 +69,10 @@ class _Frame:
             for x, y in thinned(points, DRAWN)
         ]
         yield from scaled[:1]
-        for (x0, y0), (x1, y1) in zip(scaled, scaled[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(scaled):
             reach = max(abs(x1 - x0), abs(y1 - y0), 1)
-            yield from (
-                (round(x0 + (x1 - x0) * i / reach), round(y0 + (y1 - y0) * i / reach)) for i in range(reach + 1)
-            )
+            for part in range(reach + 1):
+                yield round(x0 + (x1 - x0) * part / reach), round(y0 + (y1 - y0) * part / reach)
 
 
 def _braille(curves: Sequence[Curve], frame: _Frame, colour: bool) -> list[list[str]]:
@@ -97,7 +97,7 @@ def _letters(curves: Sequence[Curve], frame: _Frame) -> list[list[str]]:
 
 
 def _told(key: str, curve: Curve) -> str:
-    smooth = ", smoothed" if curve.smooth else ""
+    smooth = " (drawn smoothed)" if curve.smooth else ""
     return f"{key} {visible(curve.label)}  {short(curve.points[0][1])} → {short(curve.last)}{smooth}"
 
 
