@@ -36,6 +36,7 @@ class Measures:
     def __init__(self, recipe: Recipe, rows: Rows, store: Store | None = None) -> None:
         """Raises GraderError if a grader cannot be loaded; judges of the registry are found in `store`."""
         self.recipe, self.rows, self.store = recipe, rows, store
+        self.latest: Evaluation | None = None  # made while training, and not taken up yet
         self._stack = ExitStack()
         pools: dict[str, GraderPool] = {}
         self.reward = self._pool(recipe.reward_grader if recipe.method == "rft" else None, pools)
@@ -71,7 +72,7 @@ class Measures:
         """Held-out rewards, where there is a grader."""
         if self.heldout is None:
             return {}
-        measured = self.evaluation(trainable)
+        measured = self.latest = self.evaluation(trainable)
         greedy = measured.greedy.estimate if measured.greedy else math.nan
         return {"heldout_reward": measured.reward.estimate, "heldout_greedy": greedy}
 

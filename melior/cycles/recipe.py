@@ -30,6 +30,7 @@ from melior.policies import adapters
 from melior.policies.freezing import check_preset
 from melior.trainers.loop import FitConfig
 from melior.trainers.reinforcement import Reinforcement
+from melior.trainers.trackers import TrackerName
 from melior.types import Sampling
 
 STRICT = ConfigDict(extra="forbid")
@@ -194,6 +195,15 @@ class Tune:
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
+class Report:
+    """Where a run's numbers go beside its own folder, which always has them."""
+
+    to: tuple[TrackerName, ...] = ()
+    project: str = "melior"  # what the trackers call the set of runs this one belongs to
+    samples: bool = False  # whether outputs go there too; they may hold what people wrote
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """One run, whole."""
 
@@ -211,6 +221,7 @@ class Recipe:
     gate: _Gate = Field(default_factory=_Gate)
     save: Save = Field(default_factory=Save)
     tune: Tune = Field(default_factory=Tune)
+    report: Report = Field(default_factory=Report)
     seed: int = 0  # of adapter, row order and sampling
 
     def __post_init__(self) -> None:
@@ -259,8 +270,9 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Eight characters that differ where recipes do."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+        """Eight characters that differ where recipes do, wherever they report to."""
+        told = {name: value for name, value in self.to_dict().items() if name != "report"}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting, as JSON; `recipe_of` reads it back."""
@@ -469,10 +481,10 @@ def _lines(node: Any, path: tuple[Any, ...], file: Path) -> Iterator[tuple[tuple
 
 
 def difference(first: Recipe, second: Recipe) -> str:
-    """The first setting in which two recipes differ, in words; empty where they agree."""
+    """The first setting in which two recipes differ, in words; empty where they agree but for where they report to."""
     ours, theirs = dict(_flat(first.to_dict(), ())), dict(_flat(second.to_dict(), ()))
     for key in dict.fromkeys((*ours, *theirs)):
-        if ours.get(key) != theirs.get(key):
+        if key.split(".")[0] != "report" and ours.get(key) != theirs.get(key):
             return f"{key} is {ours.get(key)!r} there, {theirs.get(key)!r} here"
     return ""
 

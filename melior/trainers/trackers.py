@@ -107,7 +107,7 @@ class WandB:
             import wandb
         self.table = wandb.Table
         quiet = wandb.Settings(
-            mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+            mode=os.environ.get("WANDB_MODE", "offline"),
             console="off",
             silent=True,
             disable_code=True,
@@ -260,9 +260,8 @@ class Tracking:
             told["num_tokens"] = self.tokens
         shown = samples if self.with_samples else ()
         for tracker in list(self.open_ones):
-            if (shown and not self._safely(tracker, "told", partial(tracker.samples, step, shown))) or not self._safely(
-                tracker, "told", partial(tracker.log, step, told)
-            ):
+            acts = [partial(tracker.samples, step, shown)] if shown else []
+            if not all(self._safely(tracker, "told", act) for act in [*acts, partial(tracker.log, step, told)]):
                 self.open_ones.remove(tracker)
 
     def close(self, state: str) -> None:
