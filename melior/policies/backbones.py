@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, A
 from melior.errors import ConfigError, LayoutError, ModelError
 from melior.policies.forest import grow
 from melior.policies.head import Head
+from melior.policies.norms import fuse_norms
 from melior.policies.weights import resolve
 
 __all__ = ["CausalBackbone", "LayoutName", "load_backbone", "resolve"]
@@ -123,7 +124,7 @@ def load_backbone(
         raise ModelError(
             f"{name}: the tokenizer knows {len(tokenizer)} tokens, the model {rows}; they do not belong together"
         )
-    return CausalBackbone(model.to(device)), tokenizer
+    return CausalBackbone(fuse_norms(model.to(device))), tokenizer
 
 
 class CausalBackbone:

@@ -104,21 +104,24 @@ class _FrozenHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logits = head.logits(hidden)
         slope = inverse_temperature.to(logits.dtype) * head.scale  # of the scaled logits by hidden @ weight.T
-        logits.mul_(inverse_temperature[:, None])
-        normaliser = torch.logsumexp(logits, dim=-1)
-        log_probs = logits[rows, targets] - normaliser[rows]
-        bits = normaliser.new_zeros(0)
+        if not bool((inverse_temperature == 1).all()):
+            logits.mul_(inverse_temperature[:, None])
+        peak = logits.amax(-1, keepdim=True)
+        chosen = logits[rows, targets] - peak[rows, 0]
+        # One pass over the vocabulary for each line: the weights are probabilities but for the factor `total`.
+        shifted = logits.sub_(peak)
+        weights = torch.exp(shifted) if entropy else shifted.exp_()
+        total = weights.sum(-1)
+        bits = total.new_zeros(0)
         weighted = None
         if entropy:
-            probabilities = torch.exp(logits - normaliser[:, None])
-            mean = (probabilities * logits).sum(-1)
-            bits = normaliser - mean
+            mean = (weights * shifted).sum(-1) / total
+            bits = total.log() - mean
             # dH/dz_v = -p_v (z_v - E[z]), carried on to the hidden state.
-            weighted = -((probabilities * (logits - mean[:, None])).to(head.weight.dtype) @ head.weight)
-            weighted = weighted * slope[:, None]
-        else:
-            probabilities = logits.sub_(normaliser[:, None]).exp_()
-        expected = probabilities.to(head.weight.dtype) @ head.weight  # [P, D], E_p[w]
+            centred = shifted.sub_(mean[:, None]).mul_(weights)
+            weighted = -(centred.to(head.weight.dtype) @ head.weight) * (slope / total)[:, None]
+        expected = (weights.to(head.weight.dtype) @ head.weight) / total[:, None]  # [P, D], E_p[w]
+        log_probs = chosen - total.log()[rows]
         ctx.save_for_backward(head.weight, rows, targets, slope, expected, weighted)
         ctx.dtype = hidden.dtype
         return log_probs, bits

@@ -357,7 +357,7 @@ class LanguagePolicy:
             Record(
                 inputs=inputs[sample.request],
                 output=sample.text,
-                group=str(sample.request),
+                group=_group_of(contexts[sample.request], sample.request),
                 context=contexts[sample.request],
                 decisions=sample.decisions,
                 behavior_log_probs=sample.log_probs,
@@ -389,6 +389,11 @@ def _temperature(example: Any) -> float:
     """Greedy records are scored at temperature 1: what was sampled greedily has no log-probability of its own."""
     sampling = getattr(example, "sampling", None)
     return sampling.temperature if sampling is not None and sampling.temperature > 0 else 1.0
+
+
+def _group_of(context: Sequence[int], place: int) -> str:
+    """The group of a prompt's samples: records of several calls, put together, never mix two prompts."""
+    return f"{hashlib.sha256(np.array(context, dtype=np.int64).tobytes()).hexdigest()[:12]}:{place}"
 
 
 def _group_name(example: Any, index: int) -> str:

@@ -168,7 +168,17 @@ def test_equal_prompts_in_one_call_get_different_samples(shared_policy: Shared) 
     twice = policy.sample(["hi", "hi"], Sampling(n=2, max_tokens=8))
     once = policy.sample(["hi"], Sampling(n=4, max_tokens=8))
     assert [record.decisions for record in twice] == [record.decisions for record in once]
-    assert [record.group for record in twice] == ["0", "0", "1", "1"]
+    first, second = dict.fromkeys(record.group for record in twice)
+    assert [record.group for record in twice] == [first, first, second, second]
+
+
+def test_records_of_two_calls_never_share_a_group_by_accident(shared_policy: Shared) -> None:
+    policy = shared_policy("llama", dtype="float32")
+    how = Sampling(n=2, max_tokens=4)
+    records = [record for prompt in PROMPTS[:2] for record in policy.sample([prompt], how)]
+    assert policy.encode(records).groups.tolist() == [0, 0, 1, 1]
+    again = policy.sample(PROMPTS[:1], Sampling(n=2, max_tokens=4, seed=9))
+    assert {record.group for record in again} == {records[0].group}  # of one input
 
 
 # ---------------------------------------------------------------------- when a sample ends
