@@ -34,9 +34,11 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolve = Callable[[str, int], list[str]]  # name, port → addresses
 
-# Public by its number, yet answered by the host of every Azure machine.
-# Source: learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16
-WIRE_SERVER = ipaddress.ip_address("168.63.129.16")
+# Public by their numbers, yet answered by a cloud's own host.
+# Source: learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16; IANA's registry of IPv4 special
+# purpose addresses (192.0.0.0/24, where Oracle's cloud has its metadata).
+LOCAL = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
+UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that IANA has given out to the public so far
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last four bytes
 COMPATIBLE = ipaddress.ip_network("::/96")  # RFC 4291 §2.5.5.1, the same, long out of use
 
@@ -59,7 +61,7 @@ class Rules:
         inner = list(_addresses_in(ip))
         if all(each.is_loopback for each in inner):
             return self.loopback and spells_loopback(host)
-        return all(each.is_global and not each.is_multicast and each != WIRE_SERVER for each in inner)
+        return all(map(_is_public, inner))
 
 
 def operator_rules() -> Rules:
@@ -90,6 +92,12 @@ def spells_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_public(ip: Address) -> bool:
+    if isinstance(ip, ipaddress.IPv6Address):
+        return ip.is_global and ip in UNICAST
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in LOCAL)
 
 
 def _addresses_in(ip: Address) -> Iterator[Address]:
@@ -126,22 +134,27 @@ def parse_url(url: str) -> Target:
         ConfigError: if it is not http or https, holds a password, or is spelled so that programs read it differently.
     """
     if len(url) > LONGEST_URL or not url or re.search(r"[\x00-\x20\x7f\\]", url):
-        raise ConfigError(f"a URL has 1 to {LONGEST_URL} characters without white space, got {url[:40]!r}")
+        raise ConfigError(f"a URL has 1 to {LONGEST_URL} characters without white space, got {_shown(url)}")
     try:
         parts = urlsplit(url)
         port = parts.port
         host = _encoded(parts.hostname or "")
     except (ValueError, UnicodeError) as error:
-        raise ConfigError(f"{url[:40]!r} is no URL ({error}); write https://host/path") from None
+        raise ConfigError(f"{_shown(url)} is no URL ({error}); write https://host/path") from None
     if parts.scheme not in PORTS:
-        raise ConfigError(f"a URL starts with http:// or https://, got {url[:40]!r}")
+        raise ConfigError(f"a URL starts with http:// or https://, got {_shown(url)}")
     if parts.username is not None or parts.password is not None:
         raise ConfigError(f"the URL of {host} holds a user or a password; put credentials into headers_env")
     if not host:
-        raise ConfigError(f"{url[:40]!r} names no host; write {parts.scheme}://host/path")
+        raise ConfigError(f"{_shown(url)} names no host; write {parts.scheme}://host/path")
     query = f"?{quote(parts.query, safe=URL_SAFE + '?')}" if parts.query else ""
     path = quote(parts.path or "/", safe=URL_SAFE) + query
     return Target(parts.scheme, host, port or PORTS[parts.scheme], path)
+
+
+def _shown(url: str) -> str:
+    """The beginning of a URL, without what may be secret."""
+    return repr(url.rpartition("@")[2].partition("?")[0][:40])
 
 
 def _encoded(host: str) -> str:

@@ -72,6 +72,14 @@ class _Again(Exception):
         self.after_s = after_s
 
 
+@dataclass(frozen=True)
+class _Request:
+    target: Target
+    body: bytes
+    headers: Mapping[str, str]
+    secrets: Collection[str]  # what no error may repeat
+
+
 class Outbound:
     """A client with a pool of connections; any number of threads may use it. Close it when done."""
 
@@ -87,7 +95,7 @@ class Outbound:
         self.limits, self.rules, self.resolve = limits or Limits(), rules or operator_rules(), resolve
         self._tls = tls
         self._closing = threading.Event()
-        self._sleep = sleep or self._closing.wait
+        self._sleep = self._closing.wait if sleep is None else sleep
         self._random = random.Random()  # pauses alone hang on it
 
     @cached_property
@@ -116,10 +124,11 @@ class Outbound:
             **(headers or {}),
         }
         secrets = [part for value in (headers or {}).values() for part in (value, value.rpartition(" ")[2])]
-        bound = self.limits.backoff_s
+        request = _Request(target, body, sent, secrets)
+        pool, bound = self._pool, self.limits.backoff_s  # made here: reading all certificates is not the server's time
         for left in reversed(range(self.limits.attempts)):
             try:
-                return self._attempt(target, body, sent, secrets)
+                return self._attempt(pool, request)
             except _Again as failure:
                 if not left or self._closing.is_set():
                     tried = self.limits.attempts - left
@@ -141,10 +150,11 @@ class Outbound:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _attempt(self, target: Target, body: bytes, headers: Mapping[str, str], secrets: Collection[str]) -> bytes:
+    def _attempt(self, pool: httpcore.ConnectionPool, request: _Request) -> bytes:
+        target = request.target
         token = _deadline.set(time.monotonic() + self.limits.timeout_s)
         try:
-            return self._answer(target, body, headers, secrets)
+            return self._answer(pool, request)
         except (TimeoutError, httpcore.TimeoutException):
             raise _Again(f"did not answer within {self.limits.timeout_s:g} s") from None
         except httpcore.RemoteProtocolError as error:
@@ -163,15 +173,16 @@ class Outbound:
         finally:
             _deadline.reset(token)
 
-    def _answer(self, target: Target, body: bytes, headers: Mapping[str, str], secrets: Collection[str]) -> bytes:
+    def _answer(self, pool: httpcore.ConnectionPool, request: _Request) -> bytes:
+        target = request.target
         url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
         waits = dict.fromkeys(("connect", "read", "write", "pool"), self.limits.timeout_s)
-        with self._pool.stream(
-            "POST", url, headers=list(headers.items()), content=body, extensions={"timeout": waits}
+        with pool.stream(
+            "POST", url, headers=list(request.headers.items()), content=request.body, extensions={"timeout": waits}
         ) as response:
             answered = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
             if not 200 <= response.status < 300:
-                quoted = _quoted(answered, response.iter_stream(), secrets)
+                quoted = _quoted(answered, response.iter_stream(), request.secrets)
                 self._refused(target, response.status, answered, quoted)
             coding = answered.get("content-encoding", "identity").lower()
             if coding not in ("identity", ""):
