@@ -21,7 +21,7 @@ from torch import Tensor
 from melior.policies.decoding import CachedDecoder, RecomputingDecoder
 from melior.types import Finish, Sampling
 
-MAX_ROWS = 128  # rows decoded together; more no longer helps on two cores (docs/experiments.md)
+MAX_ROWS = 128  # rows decoded together; how the cost of a token falls up to there: benchmarks/scaling.md
 PREFILL_TOKENS = 2048  # prompt tokens computed in one forward pass
 
 

@@ -1,8 +1,7 @@
 """root-mean-square norms in three passes instead of ten
 
-A norm is no arithmetic to speak of, but written as seven tensor operations it reads and writes its rows ten times, and
-its gradient twice as often: 60 of them took an eighth of a small model's training step on two CPU cores
-(docs/experiments.md).
+A norm is no arithmetic to speak of, but written as seven tensor operations it reads and writes its rows again and
+again, and its gradient more often still: on two CPU cores it took eight times as long (docs/experiments.md).
 """
 
 from __future__ import annotations
