@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from melior.cycles.rows import task_of
+from melior.data.conversations import conversation, learnt
 from melior.data.formats import read_examples
 from melior.data.readers import Line, Problem, read_rows
 from melior.errors import DataError
@@ -76,7 +77,7 @@ def _last_output(row: Demonstration) -> Any:
     """The assistant's last message to learn from; the text alone where it calls no tools."""
     if row.output is not None:
         return row.output
-    last = next(m for m in reversed(row.inputs) if m["role"] == "assistant" and m.get("weight", 1) != 0)
+    last = next(message for message in reversed(conversation(row.inputs).messages) if learnt(message))
     return last if last.get("tool_calls") or last.get("function_call") else last["content"]
 
 

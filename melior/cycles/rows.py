@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from melior.cycles.recipe import Generated, Recipe
+from melior.data.conversations import conversation, learnt
 from melior.data.formats import Kind, fingerprint, read_examples
 from melior.data.reasoning import demonstrations_of, reasoning_split
 from melior.data.splits import check_disjoint, split
@@ -84,8 +85,11 @@ def task_of(row: Demonstration | Task) -> Task:
         return row
     inputs, output = row.inputs, row.output
     if output is None:
-        last = max(i for i, m in enumerate(inputs) if m["role"] == "assistant" and m.get("weight", 1) != 0)
-        inputs, output = [_plain(message) for message in inputs[:last]], inputs[last]["content"]
+        told = conversation(inputs)
+        last = max(index for index, message in enumerate(told.messages) if learnt(message))
+        answer = told.messages[last]
+        output = answer if answer.get("tool_calls") else answer["content"]
+        inputs = replace(told, messages=tuple(map(_plain, told.messages[:last]))).inputs()
     item = row.item if "completion" in row.item else {**row.item, "completion": output}
     return Task(inputs, item, id=row.id, group=row.group)
 

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from melior.data.conversations import conversation
 from melior.errors import GraderError
 from melior.rewards.base import checked, failed, text_of
 from melior.types import Record, Score
@@ -54,7 +55,7 @@ class Form:
         return event
 
     def _messages(self, record: Record) -> list[dict[str, Any]]:
-        inputs = [{"role": "user", "content": record.inputs}] if isinstance(record.inputs, str) else record.inputs
+        inputs = conversation(record.inputs).messages
         output = record.output
         if isinstance(output, list):  # messages: several turns of the policy and its tools
             last = [dict(message) for message in output]

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from melior.data.conversations import conversation
 from melior.errors import GraderError
 from melior.rewards.base import checked, sample_of, text_of
 from melior.types import Record, Score
@@ -84,11 +85,11 @@ def _settled(value: Any) -> Any:
 
 def _trl_arguments(record: Record, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """Lists of one, by the names TRL gives them; only those the function takes."""
-    chat = not isinstance(record.inputs, str)
+    chat = record.inputs is not None and not isinstance(record.inputs, str)
     completion = [{"role": "assistant", "content": text_of(record.output)}] if chat else record.output
     offered: dict[str, Any] = {
         **{column: [value] for column, value in record.item.items()},
-        "prompts": [record.inputs],
+        "prompts": [[dict(message) for message in conversation(record.inputs).messages] if chat else record.inputs],
         "completions": [completion],
         "completion_ids": [list(record.decisions or ())],
         "trainer_state": None,
