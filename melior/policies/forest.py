@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-BLOCK = 128  # queries that share one gathered set of keys; 64 and 256 were slower on 2 cores (docs/experiments.md)
+BLOCK = 128  # queries that share one gathered set of keys; 64 gave the same times (docs/experiments.md)
 
 
 @dataclass(frozen=True)
