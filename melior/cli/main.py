@@ -11,7 +11,7 @@ import warnings
 
 import typer
 
-from melior.cli import chat, check, demo, evaluate, grade, models, pull, runs, train
+from melior.cli import chat, check, demo, evaluate, grade, models, pull, runs, train, tune
 from melior.cli.output import Errors
 
 QUIET = {
@@ -31,9 +31,11 @@ app = typer.Typer(
 )
 app.command("pull")(pull.pull)
 app.command("train")(train.train)
+app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("grade")(grade.grade)
+app.command("convert")(convert.convert)
 app.command("chat")(chat.chat)
 app.command("check")(check.check)
 app.command("demo")(demo.demo)
@@ -62,6 +64,7 @@ def options(
     melior check train.jsonl                       what is wrong with a file of rows
     melior train run.yaml                          train, evaluate, gate and register a version
     melior grade grader.json rows.jsonl            try a grader before anything is trained on it
+    melior tune run.yaml                           better settings, if there are any beyond noise
     melior evaluate MODEL --data rows.jsonl        rewards on held-out data, with intervals
     melior compare before.json after.json          paired difference and the gate's verdict
     melior chat MODEL                              talk to a model

@@ -11,28 +11,27 @@ was stopped, to the same numbers:
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from melior.cycles.auto import Resolved, is_settled, resolve
 from melior.cycles.baseline import Baseline, declared_bounds, judged, sample_baseline
+from melior.cycles.folders import alone, claim
 from melior.cycles.ledger import record_evaluation, record_gate
 from melior.cycles.lesson import Lesson, lesson, load_trainable
 from melior.cycles.measures import Measures, headline, kept, read_evaluation
 from melior.cycles.models import Found, find_model
 from melior.cycles.plan import Plan, plan_run
-from melior.cycles.recipe import Recipe, difference, load_recipe
+from melior.cycles.recipe import Recipe, load_recipe
 from melior.cycles.rows import Rows, check_room, load_rows
 from melior.cycles.story import tell_data, tell_heldout
 from melior.durable import write_file
-from melior.errors import CheckpointError, StoreError, TrainingError
+from melior.errors import StoreError
 from melior.evaluation.compare import compare
 from melior.evaluation.evaluate import Evaluation
 from melior.evaluation.gates import Verdict, decide
@@ -119,8 +118,8 @@ def run_recipe(
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        _claim(folder, recipe)
+    with alone(folder):
+        claim(folder, recipe)
         if (folder / "result.json").is_file():
             outcome = Outcome.read(folder)
             store.finish_run(outcome.run_id, metrics=outcome.to_json())  # a kill may have come in between
@@ -374,32 +373,6 @@ def _stored(outcome: Outcome) -> dict[str, Any]:
     for name in ("before", "after", "folder"):
         told.pop(name)
     return told
-
-
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Writes the resolved recipe into a new folder, or checks that it is the one there."""
-    path = folder / "recipe.yaml"
-    if path.is_file():
-        unlike = difference(load_recipe(path), recipe)
-        if unlike:
-            raise CheckpointError(
-                f"{folder} holds a run of another recipe ({unlike}); choose another folder, or remove it"
-            )
-    else:
-        write_file(path, recipe.to_yaml())
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process runs a recipe in the folder."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainingError(
-                f"Another process is at work in {folder}; wait for it, or choose another folder"
-            ) from None
-        yield
 
 
 __all__ = ["Outcome", "Report", "load_trainable", "quiet", "resume", "run_recipe"]
