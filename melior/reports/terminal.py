@@ -14,7 +14,7 @@ DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille 
 LETTERS = "*o+x#@"
 COLOURS = (36, 33, 32, 35, 34, 31)  # of ANSI: cyan, yellow, green, magenta, blue, red
 LABEL = 9  # columns of a value beside the axis
-NARROWEST = 20  # columns of a picture; a narrower terminal breaks lines
+NARROWEST = 16  # columns of a picture; a narrower terminal breaks lines
 DRAWN = 4000  # points of a curve at most: more than any terminal has dots
 
 
