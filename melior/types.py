@@ -128,5 +128,5 @@ class Score:
     traceback: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)  # sub-scores of a combined grader
     seconds: float = 0.0
-    kind: str = ""  # of the failure, by the flag of the OpenAI dialect's result, e.g. "python_grader_runtime_error"
+    kind: str = ""  # what was amiss, by the flag of the OpenAI dialect's result, e.g. "python_grader_runtime_error"
     usage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # judge model → prompt and completion tokens

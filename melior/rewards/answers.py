@@ -46,6 +46,7 @@ def score_in(name: str, answer: Any) -> Score:
         reason=text_in(answer.get("reason"), LONGEST_REASON),
         parts=_parts(answer.get("parts")),
         seconds=_seconds(answer),
+        kind=text_in(answer.get("kind"), LONGEST_NAME),
     )
 
 

@@ -48,7 +48,7 @@ class Weighted:
         if broken is not None or not values:
             return broken or Score(value=None)
         total = checked(self.name, math.fsum(self.weights[name] * value for name, value in values.items()))
-        return replace(total, parts=values, usage=_usage(scores))
+        return replace(total, parts=values, usage=_usage(scores), kind=total.kind or _kind(scores))
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Multi:
             total = checked(self.name, self.formula(values))
         except GraderError as error:
             total = failed(self.name, str(error), kind=error.kind)
-        return replace(total, parts=values, usage=_usage(scores))
+        return replace(total, parts=values, usage=_usage(scores), kind=total.kind or _kind(scores))
 
 
 def _values(name: str, scores: Mapping[str, Score]) -> tuple[dict[str, float], Score | None]:
@@ -101,6 +101,11 @@ def _values(name: str, scores: Mapping[str, Score]) -> tuple[dict[str, float], S
             whole = failed(name, f"part {part}: {score.error}", score.traceback, score.kind)
             return values, replace(whole, parts=values, usage=_usage(scores))
     return values, None
+
+
+def _kind(scores: Mapping[str, Score]) -> str:
+    """What was amiss with the output, if a part says so."""
+    return next((score.kind for score in scores.values() if score.kind), "")
 
 
 def _usage(scores: Mapping[str, Score]) -> dict[str, dict[str, int]]:

@@ -4,7 +4,7 @@ fuzzy_match       RapidFuzz's normalised weighted ratio of lower-cased words, as
 bleu              sentence BLEU of sacrebleu: 13a tokens, exponential smoothing, n-grams up to 4, as a share of 100
 gleu              NLTK's sentence GLEU over words, n-grams up to 4
 meteor            NLTK's METEOR over lower-cased words; its synonym stage runs only where WordNet is installed
-rouge_1 … rouge_5 F1 of n-grams, rouge-score's tokens, without stemming
+rouge_1 … rouge_5 F1 of n-grams of lower-cased words, without stemming
 rouge_l           F1 of the longest common subsequence
 cosine            of sentence embeddings (all-MiniLM-L6-v2), negative ones as 0
 
@@ -54,7 +54,10 @@ def _words(text: str) -> list[str]:
 
 def _fuzzy() -> Metric:
     fuzz, process = _module("rapidfuzz.fuzz"), _module("rapidfuzz.utils").default_process
-    return lambda text, reference: float(fuzz.WRatio(text, reference, processor=process)) / 100
+    # two equal texts of signs alone have no words to compare
+    return lambda text, reference: (
+        1.0 if text == reference else float(fuzz.WRatio(text, reference, processor=process)) / 100
+    )
 
 
 def _bleu() -> Metric:
@@ -97,9 +100,17 @@ def _wordnet() -> Any:
     return wordnet
 
 
+class _Letters:
+    """ROUGE's tokens, in any alphabet: rouge-score's own drop every letter that is not English."""
+
+    @staticmethod
+    def tokenize(text: str) -> list[str]:
+        return re.findall(r"[^\W_]+", text.lower())
+
+
 def _rouge(kind: str) -> Callable[[], Metric]:
     def made() -> Metric:
-        scorer = _module("rouge_score.rouge_scorer").RougeScorer([kind], use_stemmer=False)
+        scorer = _module("rouge_score.rouge_scorer").RougeScorer([kind], tokenizer=_Letters())
         return lambda text, reference: float(scorer.score(reference, text)[kind].fmeasure)
 
     return made
