@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from melior.errors import CheckpointError
 
@@ -67,12 +68,22 @@ def write_file(path: Path, content: bytes | str) -> None:
     Raises:
         CheckpointError: if the disk refuses; the old file is still there, or the new one is, whole.
     """
-    data = content.encode() if isinstance(content, str) else content
+    with durable_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def durable_file(path: Path) -> Iterator[IO[bytes]]:
+    """A draft to write bytes into, piece by piece; on leaving it replaces `path`, whole, or nothing changes.
+
+    Raises:
+        CheckpointError: if the disk refuses; the old file is still there, or the new one is, whole.
+    """
     draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
-            file.write(data)
+            yield file
             failpoint("file written")
             file.flush()
             os.fsync(file.fileno())
@@ -82,6 +93,9 @@ def write_file(path: Path, content: bytes | str) -> None:
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def append_file(path: Path, content: str) -> None:

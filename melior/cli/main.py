@@ -11,7 +11,7 @@ import warnings
 
 import typer
 
-from melior.cli import chat, check, demo, evaluate, grade, models, pull, runs, train, tune
+from melior.cli import chat, check, convert, demo, evaluate, grade, models, pull, runs, train, tune
 from melior.cli.output import Errors
 
 QUIET = {
@@ -62,6 +62,7 @@ def options(
     melior demo                                    the whole trip on a small model
     melior pull smollm2-135m-instruct              fetch a model once
     melior check train.jsonl                       what is wrong with a file of rows
+    melior convert a.csv --to openai-sft --out b.jsonl  rows in another format or kind of file
     melior train run.yaml                          train, evaluate, gate and register a version
     melior grade grader.json rows.jsonl            try a grader before anything is trained on it
     melior tune run.yaml                           better settings, if there are any beyond noise

@@ -40,7 +40,7 @@ def collect(
     """`sampling.n` rollouts per task, in order; the outputs of one task share a group."""
     records = policy.sample([task.inputs for task in tasks], sampling, step=step)
     owned = [
-        replace(record, item=tasks[index // sampling.n].item, group=f"{step}:{record.group}")
+        replace(record, item=tasks[index // sampling.n].item, group=f"{step}:{index // sampling.n}:{record.group}")
         for index, record in enumerate(records)
     ]
     return [Rollout(record, score) for record, score in zip(owned, grader.grade(owned), strict=True)]
