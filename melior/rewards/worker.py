@@ -35,6 +35,7 @@ from melior.types import Record, Score
 
 KEPT_OUTPUT = 16_384  # bytes of stdout and stderr, from the end
 LAST_WORDS_S = 0.1  # how long a stuck grader process has to say where it is stuck
+TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
@@ -217,6 +218,8 @@ def serve(requests: int, answers: int, grader: Grader | None, sandbox: Sandbox |
         request = json.loads(line)
         assert loaded is not None  # the pool sends no records where loading failed
         score = call_grader(loaded, record_of(request["record"]))
+        for timer in TIMERS:  # a forgotten alarm must not strike the next call
+            signal.setitimer(timer, 0)
         if os.getpid() != me:
             os._exit(0)  # a fork that user code forgot: one answer is enough
         _answer(answers, request["id"], score)

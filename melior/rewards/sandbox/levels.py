@@ -30,9 +30,9 @@ class Confinement:
     own_user: bool = False  # root gives the process a user id that nobody else has
     memory_bytes: int = 2 << 30  # address space; the OpenAI dialect promises 2 GB
     folder_bytes: int = 64 << 20  # what the working folder may hold
-    file_bytes: int = 16 << 20  # one file; open files that were unlinked are bounded by this times `open_files`
-    open_files: int = 128  # pandas and its libraries need some 40 while they are imported
-    cpu_s: int = 3600  # of the whole process, a backstop: each call has a time limit of its own
+    file_bytes: int = 8 << 20  # one file; what unlinked files hold is bounded by this times `open_files`
+    open_files: int = 64  # twice what the imports of pandas and its libraries were seen to hold open
+    cpu_s: int = 24 * 3600  # of the whole process, a backstop: each call has a time limit of its own
 
     def to_json(self) -> str:
         """One line for the command line of a worker."""
