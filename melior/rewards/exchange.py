@@ -120,9 +120,7 @@ def _rows(name: str, answer: Any) -> Sequence[Any]:
     if isinstance(answer, Mapping) and "aggregate_reward_score" in answer:
         return [answer]
     if not isinstance(answer, list):
-        raise GraderError(
-            f"{name} answered {type(answer).__name__}; answer a JSON list of one object per id", UNANSWERED
-        )
+        raise GraderError(f"{name} answered no list but {type(answer).__name__}; answer an object per id", UNANSWERED)
     return answer
 
 

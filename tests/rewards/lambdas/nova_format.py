@@ -37,4 +37,6 @@ def judge(sample, context):
     said = text_of(last)
     exact = float(said.strip() == str(sample["reference_answer"]))
     brief = max(0.0, 1 - len(said) / 400)
-    return Result(sample["id"], 0.8 * exact + 0.2 * brief, [asdict(Metric("exact", exact)), asdict(Metric("brief", brief))])
+    return Result(
+        sample["id"], 0.8 * exact + 0.2 * brief, [asdict(Metric("exact", exact)), asdict(Metric("brief", brief))]
+    )
