@@ -209,6 +209,7 @@ def bootstrap(
     rows: int,
     *,
     clusters: Sequence[Hashable] | None = None,  # [N], rows that stand or fall together
+    bounds: Bounds | None = None,  # where the statistic can lie
     level: float = LEVEL,
     resamples: int = 1000,
     seed: int = 0,
@@ -216,7 +217,8 @@ def bootstrap(
     """Any statistic of rows (a correlation, an area) with the percentile interval over resampled rows or clusters.
 
     Resamples for which the statistic is NaN, as where only one class was drawn, are left out; with
-    fewer than two clusters, or where most are NaN, the interval is infinite.
+    fewer than two clusters, or where most are NaN, the interval is that of the bounds. Where all resamples agree, it
+    follows from the bounds as at the top of this module.
 
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, §13.3.
     """
@@ -231,8 +233,11 @@ def bootstrap(
         drawn = statistic(np.concatenate([groups[index] for index in chance.integers(len(groups), size=len(groups))]))
         if math.isfinite(drawn):
             values.append(float(drawn))
-    if 2 * len(values) < resamples:
-        return Interval(estimate, -math.inf, math.inf, level)
+    floor, ceiling = bounds or (-math.inf, math.inf)
+    if len(groups) < 2 or 2 * len(values) < resamples:
+        return Interval(estimate, floor, ceiling, level)
+    if np.ptp(values) <= EQUAL:
+        return _equal_values(estimate, len(groups), floor, ceiling, level)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, min(float(low), estimate), max(float(high), estimate), level)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau, rankdata, spearmanr
 
 from melior.errors import DataError
-from melior.statistics import Interval, bootstrap
+from melior.statistics import Bounds, Interval, bootstrap
 
 Floats = NDArray[np.float64]
 
@@ -82,8 +82,8 @@ def agreement(
         raise DataError(f"all {len(y)} labels are {y[0]:g}, so nothing can agree with them; label some the other way")
     values = sorted(set(y.tolist()))
 
-    def interval(measure: Any) -> Interval:
-        return bootstrap(lambda rows: measure(x[rows], y[rows]), len(x), clusters=clusters)
+    def interval(measure: Any, bounds: Bounds = (-1.0, 1.0)) -> Interval:
+        return bootstrap(lambda rows: measure(x[rows], y[rows]), len(x), clusters=clusters, bounds=bounds)
 
     spearman, kendall = interval(_spearman), interval(_kendall)
     if values != [0.0, 1.0]:
@@ -92,8 +92,8 @@ def agreement(
     return Agreement(
         rows=len(x),
         boolean=True,
-        auc=interval(auc),
-        accuracy=interval(lambda a, b: float(((a >= threshold) == (b > 0)).mean())),
+        auc=interval(auc, (0.0, 1.0)),
+        accuracy=interval(lambda a, b: float(((a >= threshold) == (b > 0)).mean()), (0.0, 1.0)),
         threshold=threshold,
         kappa=interval(lambda a, b: cohen_kappa(a >= threshold, b > 0)),
         spearman=spearman,
