@@ -11,8 +11,10 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,6 +122,8 @@ class WandB:
             x_disable_machine_info=True,
             x_save_requirements=False,
         )
+        while list(run.folder.glob(f"wandb/*run-{time.strftime('%Y%m%d_%H%M%S')}-*")):
+            time.sleep(0.1)  # it names its folders by the second, and would write over one of the same second
         self.run = wandb.init(
             project=self.project,
             name=run.name,
@@ -153,6 +157,7 @@ class MLflow:
         with _needs("mlflow"):
             from mlflow.entities import Metric, Param
             from mlflow.tracking import MlflowClient
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # each migration of a new database is news to nobody
         self.metric = Metric
         place = run.folder.absolute().parent
         given = os.environ.get("MLFLOW_TRACKING_URI")
@@ -272,7 +277,8 @@ class Tracking:
 
     def _safely(self, tracker: Tracker, what: str, act: Callable[[], None]) -> bool:
         try:
-            act()
+            with redirect_stdout(sys.stderr):  # what a package has to say is no part of a command's answer
+                act()
         except ConfigError:
             raise
         except Exception as error:

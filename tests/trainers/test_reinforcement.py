@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ import torch
 from tabular import Reward, Tabular, tasks_for
 
 from melior.errors import ConfigError, DataError, GraderError, MissingLogProbs
+from melior.policies.base import LOG_PROBS, Want
 from melior.trainers.checkpoints import newest_checkpoint
 from melior.trainers.loop import FitConfig, fit
-from melior.trainers.reinforcement import Reinforcement, Rollouts
-from melior.trainers.steps import Step
+from melior.trainers.reinforcement import RATIO_EDGES, Reinforcement, Rollouts
+from melior.trainers.steps import Histogram, Step
 from melior.types import Record, Sampling, Score, Task
 
 LETTERS = "abcdefg"
@@ -185,3 +187,72 @@ def test_what_was_learned_before_a_grader_broke_is_kept(tmp_path: Path) -> None:
     found = newest_checkpoint(tmp_path / "checkpoints")
     assert found is not None and found.step == 7
     assert torch.equal(found.tensors["logits"], policy.state()["logits"])
+
+
+# ---------------------------------------------------------------- what a step tells of itself
+
+
+def told_by(folder: Path, **objective: Any) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+    """Metrics and histograms of five steps."""
+    policy = Tabular(LETTERS, spread=0.1)
+    minibatches = objective.pop("minibatches", 1)
+    settings = FitConfig(folder=folder, steps=5, learning_rate=0.5, minibatches=minibatches)
+    run = fit(policy, steps_of(policy, n=4, prompts=7), Reinforcement(**objective), settings)
+    return run.metrics, [json.loads(line) for line in (folder / "histograms.jsonl").read_text().splitlines()]
+
+
+def test_on_policy_every_ratio_is_one_and_nothing_is_clipped(tmp_path: Path) -> None:
+    metrics, histograms = told_by(tmp_path)
+    for row, drawn in zip(metrics, histograms, strict=True):
+        assert row["policy/ratio"] == pytest.approx(1) and abs(row["policy/kl_old"]) < 1e-12
+        assert row["policy/clip_low"] == row["policy/clip_high"] == 0
+        counts = drawn["ratio"]["counts"]
+        assert sum(counts) == counts[RATIO_EDGES.index(0.99)] > 0
+
+
+def test_later_updates_of_a_step_move_away_and_are_clipped(tmp_path: Path) -> None:
+    metrics, _ = told_by(tmp_path, minibatches=4, clip_low=1e-6, clip_high=1e-6)
+    assert all(row["policy/kl_old"] >= 0 for row in metrics)
+    assert max(row["policy/kl_old"] for row in metrics) > 0
+    assert 0 < max(row["policy/clip_low"] + row["policy/clip_high"] for row in metrics) <= 1
+
+
+def test_histograms_do_not_depend_on_how_a_batch_is_cut(tmp_path: Path) -> None:
+    policy = Tabular(LETTERS, spread=0.1)
+
+    def drawn(name: str, micro_batch: int | None) -> str:
+        config = FitConfig(folder=tmp_path / name, steps=3, micro_batch=micro_batch)
+        fresh = Tabular(LETTERS, spread=0.1)
+        fit(fresh, steps_of(fresh, n=4, prompts=7), Reinforcement(), config)
+        return (tmp_path / name / "histograms.jsonl").read_text()
+
+    assert policy.discrete and drawn("whole", None) == drawn("cut", 1)
+
+
+def test_every_output_is_in_the_histograms_of_lengths_and_rewards(tmp_path: Path) -> None:
+    _, histograms = told_by(tmp_path)
+    for drawn in histograms:
+        assert sum(drawn["length"]["counts"]) == sum(drawn["reward"]["counts"]) == 28
+
+
+def test_the_outer_bins_take_what_lies_beyond() -> None:
+    found = Histogram.of(torch.tensor([-9.0, 0.0, 0.5, 1.0, 1.5, 99.0, math.nan, math.inf]), (0.0, 0.5, 1.0, 1.5))
+    assert found.counts.tolist() == [2, 1, 3] and (found + found).counts.tolist() == [4, 2, 6]
+
+
+def test_the_entropy_of_samples_is_that_of_the_policy(tmp_path: Path) -> None:
+    policy = Tabular("a", spread=1.0)
+    steps = Rollouts(policy, tasks_for(policy), SOMETIMES, Sampling(n=4000, max_tokens=3))
+    step = steps(0)
+    entropy = policy.score(step.batch, LOG_PROBS | {Want.ENTROPY}).entropy
+    assert entropy is not None
+    exact = float(entropy.detach()[step.batch.mask].mean())
+    assert step.metrics["sampled_entropy"] == pytest.approx(exact, abs=0.05)
+
+
+def test_parts_of_a_score_are_told_apart() -> None:
+    policy = Tabular(LETTERS)
+    graded = Reward(lambda r: Score(value=1.0, parts={"right": 1.0, "brief": r.decisions[0] / 4}, reason="so"))
+    step = steps_of(policy, graded)(0)
+    assert step.metrics["rewards/right/mean"] == 1.0 and 0 <= step.metrics["rewards/brief/mean"] <= 1
+    assert {"reason", "parts", "finish", "tokens", "group"} <= step.samples[0].keys()
