@@ -20,6 +20,7 @@ def convert(
     to: str = typer.Option(None, "--to", help="The format to write; the kind's usual one if left out. See --list."),
     out: Path = typer.Option(None, "--out", help="The file to write: .jsonl, .json, .csv, .tsv or .parquet."),
     source_format: str = typer.Option(None, "--from", help="The format of the source, where its columns do not tell."),
+    rename: list[str] = typer.Option([], "--rename", help="OLD=NEW, for columns of the source; may be repeated."),
     skip: bool = typer.Option(False, "--skip", help="Leave rows out that cannot be read or written, and say which."),
     columns: bool = typer.Option(True, "--columns/--no-columns", help="Keep columns that the format has no place for."),
     spreadsheet: bool = typer.Option(False, "--spreadsheet", help="Make CSV safe to open: no cell runs as a formula."),
@@ -37,6 +38,7 @@ def convert(
     melior convert --list
     melior convert chats.jsonl --to sharegpt --out chats.json
     melior convert labels.json --to dpo --out pairs.parquet
+    melior convert faq.csv --rename question=prompt --rename answer=completion --out faq.jsonl
     melior convert hub:owner/name@train --out rows.jsonl
     """
     if listed:
@@ -50,8 +52,14 @@ def convert(
     from melior.data.conversion import convert as converted
     from melior.data.formats import Reading
 
+    renamed = [pair.partition("=") for pair in rename]
+    if not all(old and new for old, _, new in renamed):
+        raise ConfigError(f"--rename is OLD=NEW, got {' '.join(rename)}")
     reading = Reading(
-        alpaca="published" if alpaca == "published" else "joined", question=question, prompt_field=prompt_field
+        rename={old: new for old, _, new in renamed},
+        alpaca="published" if alpaca == "published" else "joined",
+        question=question,
+        prompt_field=prompt_field,
     )
     done = converted(
         source,
@@ -93,7 +101,12 @@ def _list(as_json: bool) -> None:
     say_table(
         ["kind", "format", "also called", "a row"],
         [
-            (format.kind, format.name, ", ".join(names[format.name]), first_line(json.dumps(format.sample), 90))
+            (
+                format.kind,
+                format.name,
+                ", ".join(names[format.name]),
+                first_line(json.dumps(format.sample, ensure_ascii=False), 90),
+            )
             for format in ordered
         ],
     )

@@ -88,9 +88,11 @@ def _read_label(row: Row, reading: Reading) -> dict[str, Any]:
 
 
 def _write_label(example: Any, item: dict[str, Any], lost: Lost) -> dict[str, Any]:
-    if not isinstance(example.inputs, str) or not isinstance(example.output, str):
+    told = whole(example)
+    if told.tools or [message["role"] for message in told.messages] != ["user", "assistant"]:
         raise RowError("it is a conversation, and a classification is one text and one label")
-    return {"text": example.inputs, "label": example.output}
+    text, label = (plain(message, lost) for message in told.messages)
+    return {"text": text, "label": label}
 
 
 FORMATS = (

@@ -55,7 +55,10 @@ def format_of(row: Row, kind: Kind | None = None, reading: Reading = Reading()) 
     fitting = [format for format in FORMATS if format.matches(row, reading)]
     if not fitting:
         known = "; ".join(dict.fromkeys(" + ".join(format.columns) for format in FORMATS))
-        raise RowError(f"found the columns {', '.join(sorted(row)) or '(none)'}, expected one of: {known}")
+        raise RowError(
+            f"found the columns {', '.join(sorted(row)) or '(none)'}, expected one of: {known}; "
+            "where only the names differ, melior convert --rename OLD=NEW changes them"
+        )
     best = max(fitting, key=lambda format: (len(format.columns), format.fits is not None))
     if kind not in (None, best.kind, "tasks"):
         wanted = [format for format in fitting if format.kind == kind]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from melior.data.formats.known import FORMATS, format_named, format_of
-from melior.data.formats.rows import KINDS, Example, Format, Kind, Reading, RowError
+from melior.data.formats.rows import KINDS, Example, Format, Kind, Reading, Row, RowError
 from melior.data.readers import Line, Problem, read_rows
 from melior.errors import ConfigError, DataError
 
@@ -93,6 +93,8 @@ class ExampleStream:
                 yield Problem(line.number, str(error), line.file)
 
     def _example(self, line: Line) -> Example:
+        if self.reading.rename:
+            line = replace(line, row=_renamed(line.row, self.reading.rename))
         found = self.chosen or format_of(line.row, self.kind, self.reading)
         missing = [column for column in found.columns if column not in line.row]
         if missing and not found.matches(line.row, self.reading):
@@ -117,6 +119,21 @@ class ExampleStream:
                 f"is in format {found.name}{why}, but the rows before it in {self.format.name}; "
                 "correct it, or split the file in two"
             )
+
+
+def _renamed(row: Row, names: Mapping[str, str]) -> Row:
+    """The row with other column names.
+
+    Raises:
+        RowError: if it lacks a column to rename, or two would share a name.
+    """
+    lacking = [old for old in names if old not in row]
+    if lacking:
+        raise RowError(f"has no column {lacking[0]} to rename; it has {', '.join(row)}")
+    renamed = {names.get(name, name): value for name, value in row.items()}
+    if len(renamed) < len(row):
+        raise RowError(f"would have two columns of one name after renaming {', '.join(names)}; rename the other too")
+    return renamed
 
 
 def _told(stream: ExampleStream, problems: Sequence[Problem], good: int) -> str:

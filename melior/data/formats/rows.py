@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from melior.data.readers.rows import Cell
@@ -34,6 +34,7 @@ class RowError(ValueError):
 class Reading:
     """What rows do not say of themselves."""
 
+    rename: Mapping[str, str] = field(default_factory=dict)  # columns of the source, to the names a format has
     alpaca: Literal["joined", "published"] = "joined"  # instruction and input alone, or in the wording Alpaca used
     question: str = ""  # of a label export: whose answers count, where several questions are answered
     prompt_field: str = ""  # of a label export: which field the policy reads; told by its name where it is ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def read_hub(source: str) -> Iterator[Line | Problem]:
     if not 1 <= len(parts) <= 3 or not all(parts):
         raise DataError(f"{source} is no data set of the hub; write hub:owner/name, hub:owner/name/config@split")
     datasets = load_datasets()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell each of its attempts
     try:
         found = datasets.load_dataset("/".join(parts[:2]), *parts[2:], split=split or None, streaming=True)
     except Exception as error:  # the library raises what its own libraries raise
