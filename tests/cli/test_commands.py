@@ -183,7 +183,7 @@ def test_help_of_models_has_an_example(command: str) -> None:
     assert f"melior models {command}" in call("models", command, "--help").stdout
 
 
-@pytest.mark.parametrize("command", ["list", "show", "resume"])
+@pytest.mark.parametrize("command", ["list", "show", "compare", "report", "resume"])
 def test_help_of_runs_has_an_example(command: str) -> None:
     assert f"melior runs {command}" in call("runs", command, "--help").stdout
 
