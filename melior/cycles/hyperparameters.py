@@ -1,0 +1,59 @@
+"""the OpenAI dialect's hyperparameters as sections of a recipe
+
+n_epochs · batch_size · learning_rate_multiplier ("auto" or a number) · eval_interval · eval_samples · …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from melior.cycles.recipe import GROUP
+from melior.errors import ConfigError
+
+SUPERVISED = ("n_epochs", "batch_size", "learning_rate_multiplier")
+REINFORCEMENT = (*SUPERVISED, "eval_interval", "eval_samples", "compute_multiplier", "reasoning_effort")
+LEAST_GROUP, MOST_GROUP = 2, 64  # outputs of a prompt, however much compute is asked for
+
+
+def sections_of(method: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The recipe's sections that a job's `method` asks for; what it leaves out keeps the recipe's default, "auto".
+
+    `learning_rate_multiplier` multiplies the rate that is chosen automatically; `compute_multiplier` the outputs
+    sampled of each prompt; `reasoning_effort` has nothing to steer here.
+
+    Raises:
+        ConfigError: for a method or a hyperparameter that there is not.
+    """
+    kind = method.get("type")
+    if kind not in ("supervised", "reinforcement"):
+        raise ConfigError(f"method.type is {kind!r}; supervised and reinforcement can be trained")
+    known = SUPERVISED if kind == "supervised" else REINFORCEMENT
+    asked = {k: v for k, v in ((method.get(kind) or {}).get("hyperparameters") or {}).items() if v is not None}
+    if odd := sorted(set(asked) - set(known)):
+        raise ConfigError(f"{odd[0]!r} is no hyperparameter of {kind}; there are {', '.join(known)}")
+    found: dict[str, dict[str, Any]] = {}
+    rewarded = kind == "reinforcement"
+    for name, value in asked.items():
+        for section, key, made in _placed(name, value, rewarded):
+            found.setdefault(section, {})[key] = made
+    return found
+
+
+def _placed(name: str, value: Any, rewarded: bool) -> list[tuple[str, str, Any]]:
+    """Where one hyperparameter goes."""
+    automatic = value == "auto"
+    if name == "learning_rate_multiplier":
+        return [("fit", "learning_rate", "auto"), *([] if automatic else [("fit", "rate_multiplier", float(value))])]
+    if name in ("n_epochs", "batch_size") and not rewarded:
+        return [("sft", "epochs" if name == "n_epochs" else "batch_size", value)]
+    if automatic or name in ("n_epochs", "reasoning_effort"):  # rft sees every task once by default
+        return []
+    if name == "compute_multiplier":
+        return [("sampling", "n", min(MOST_GROUP, max(LEAST_GROUP, round(GROUP * float(value)))))]
+    section, key = {
+        "batch_size": ("rft", "prompts"),
+        "eval_interval": ("evaluate", "every"),
+        "eval_samples": ("evaluate", "n"),
+    }[name]
+    return [(section, key, value)]
