@@ -11,7 +11,7 @@ import warnings
 
 import typer
 
-from melior.cli import chat, check, convert, demo, evaluate, grade, models, pull, runs, train, tune
+from melior.cli import chat, check, convert, demo, evaluate, grade, models, pull, runs, sandbox, train, tune
 from melior.cli.output import Errors
 
 QUIET = {
@@ -38,6 +38,7 @@ app.command("grade")(grade.grade)
 app.command("convert")(convert.convert)
 app.command("chat")(chat.chat)
 app.command("check")(check.check)
+app.command("sandbox")(sandbox.sandbox)
 app.command("demo")(demo.demo)
 app.add_typer(models.app, name="models")
 app.add_typer(runs.app, name="runs")
@@ -54,6 +55,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     debug: bool = typer.Option(False, "--debug", help="Show tracebacks; may stand anywhere in the command."),
+    allow_unsandboxed: bool = typer.Option(
+        False, "--allow-unsandboxed", help="Run Python of others without the sandbox it needs; may stand anywhere too."
+    ),
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
     """Makes models better from feedback: train, prove it on held-out data, pass a gate, promote.
@@ -78,6 +82,9 @@ def main() -> None:
     if "--debug" in arguments:
         Errors.debug = True
         arguments = [argument for argument in arguments if argument != "--debug"]
+    if sandbox.FLAG in arguments:
+        os.environ[sandbox.ALLOW] = "1"
+        arguments = [argument for argument in arguments if argument != sandbox.FLAG]
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=r"(peft|transformers|huggingface_hub)\b")

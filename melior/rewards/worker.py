@@ -58,7 +58,10 @@ def guard(requests: int, answers: int, grader: Grader | None, confinement: Confi
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     output_read, output_write = os.pipe()
-    sandbox = Sandbox(confinement) if confinement is not None else None
+    try:
+        sandbox = Sandbox(confinement) if confinement is not None else None
+    except OSError as error:
+        _say_last(answers, f"no sandbox could be made, {error}", "")
     child = os.fork()
     if child == 0:
         signal.set_wakeup_fd(-1)
@@ -76,7 +79,12 @@ def guard(requests: int, answers: int, grader: Grader | None, confinement: Confi
     if sandbox is not None:
         sandbox.remove()
     tail.read(0.0)
-    line = json.dumps({"ended": ended or "killed", "output": tail.text()})
+    _say_last(answers, ended or "killed", tail.text())
+
+
+def _say_last(answers: int, how: str, output: str) -> NoReturn:
+    """Tell how the grader process ended, and exit."""
+    line = json.dumps({"ended": how, "output": output})
     with suppress(OSError):  # the pool may be gone
         os.write(answers, f"\n{line}\n".encode())  # after a line that may have been cut short
     os._exit(0)
@@ -227,6 +235,10 @@ def serve(requests: int, answers: int, grader: Grader | None, sandbox: Sandbox |
 
 def _described(hello: dict[str, Any]) -> Grader:
     """The grader of the first line, not loaded yet; nothing of it has run."""
+    if hello["inside"] and hello["spec"]["type"] == "python":  # starts in half the time without the other kinds
+        from melior.rewards.python import python_grader
+
+        return python_grader(hello["spec"], hello["name"]).inside()
     from melior.rewards.graders import load_grader
 
     if not hello["inside"]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from melior.rewards.isolation import sandbox_in_use
+
 PACKAGES = ("melior", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
 
 
@@ -20,6 +22,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "sandbox": sandbox_in_use(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
 

@@ -72,8 +72,12 @@ class Sandbox:
         _remove_abandoned()
         self.folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-")
         self.look_every_ms = LOOK_EVERY_MS
-        if self.user is not None:
-            os.chown(self.folder, self.user, self.user)
+        try:
+            if self.user is not None:
+                os.chown(self.folder, self.user, self.user)
+        except OSError:  # in a container that has no such user
+            self.remove()
+            raise
 
     def enter(self, kept: Iterable[int]) -> None:
         """Give up everything that the level takes away; of the open files only `kept` and 0, 1, 2 stay open.
