@@ -9,7 +9,7 @@ from melior.reports.curves import Chart, Curve, Point, thinned
 from melior.reports.files import Row, number
 from melior.reports.text import compact, escaped, short
 
-WIDTH, HEIGHT = 440, 210
+WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26  # margins
 TICKS = 4  # about so many on an axis
 COLUMNS = 48  # of a histogram over time
@@ -147,6 +147,7 @@ def _axes(scale: _Scale) -> str:
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{scale.y(t):.1f}" y2="{scale.y(t):.1f}"/>'
         f'<text x="{LEFT - 6}" y="{scale.y(t) + 4:.1f}" text-anchor="end">{compact(t)}</text>'
         for t in ticks
+        if scale.low <= t <= scale.high  # the range is rounded already, perhaps to other steps
     )
     return lines + _x_axis(scale)
 
