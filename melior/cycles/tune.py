@@ -339,10 +339,8 @@ def check_space(recipe: Recipe, space: Space) -> None:
             raise ConfigError(f"tune.space.{key} has log: true and begins at {values.low}; begin above 0")
         if len(ends) < 2:
             raise ConfigError(f"tune.space.{key} has {len(ends)} values; a search needs 2 or more")
-        if key.partition(".")[0] in ("tune", "data", "gate", "evaluate", "save", "grader", "heldout_grader", "method"):
-            raise ConfigError(
-                f"tune.space.{key} would change what is measured, not how well it is learnt; leave it out"
-            )
+        if key.partition(".")[0] in MEASURING:
+            raise ConfigError(f"tune.space.{key} changes what is measured, not how well it is learnt; leave it out")
         for end in ends:
             value = int(end) if isinstance(values, Range) and _is_count(recipe, key) else end
             with_settings(recipe, {key: value})
