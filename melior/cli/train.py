@@ -82,6 +82,8 @@ def show_outcome(outcome: Outcome, store: Any, where: str | None) -> None:
         say(f"note      {outcome.dropped} rows were longer than the context and taught nothing")
     say(f"training  {outcome.steps} steps, {outcome.tokens:,} decisions, {clock(outcome.seconds)}, {_saved(outcome)}")
     say(f"folder    {outcome.folder}")
+    if (outcome.folder / "report.html").is_file():
+        say(f"report    {outcome.folder / 'report.html'}")
     say(f"try it    {program()} chat {version.id}{f' --store {where}' if where else ''}")
 
 
