@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import kendalltau, rankdata, spearmanr
+from scipy.stats import kendalltau
 
 from melior.errors import DataError
 from melior.statistics import Bounds, Interval, bootstrap
 
 Floats = NDArray[np.float64]
+RESAMPLES, SLOW_RESAMPLES = 1000, 200  # the second for Kendall's tau, which costs more
 
 WORDS = {  # of labels that say yes or no
     **dict.fromkeys(("true", "yes", "good", "pass", "correct", "positive"), 1.0),
@@ -82,12 +83,14 @@ def agreement(
         raise DataError(f"all {len(y)} labels are {y[0]:g}, so nothing can agree with them; label some the other way")
     values = sorted(set(y.tolist()))
 
-    def interval(measure: Any, bounds: Bounds = (-1.0, 1.0)) -> Interval:
-        return bootstrap(lambda rows: measure(x[rows], y[rows]), len(x), clusters=clusters, bounds=bounds)
+    def interval(measure: Any, bounds: Bounds = (-1.0, 1.0), resamples: int = RESAMPLES) -> Interval:
+        return bootstrap(
+            lambda rows: measure(x[rows], y[rows]), len(x), clusters=clusters, bounds=bounds, resamples=resamples
+        )
 
-    spearman, kendall = interval(_spearman), interval(_kendall)
+    rank, tau = interval(spearman), interval(_kendall, resamples=SLOW_RESAMPLES)
     if values != [0.0, 1.0]:
-        return Agreement(rows=len(x), boolean=False, spearman=spearman, kendall=kendall)
+        return Agreement(rows=len(x), boolean=False, spearman=rank, kendall=tau)
     threshold = best_threshold(x, y)
     return Agreement(
         rows=len(x),
@@ -96,8 +99,8 @@ def agreement(
         accuracy=interval(lambda a, b: float(((a >= threshold) == (b > 0)).mean()), (0.0, 1.0)),
         threshold=threshold,
         kappa=interval(lambda a, b: cohen_kappa(a >= threshold, b > 0)),
-        spearman=spearman,
-        kendall=kendall,
+        spearman=rank,
+        kendall=tau,
     )
 
 
@@ -107,7 +110,7 @@ def auc(scores: Floats, labels: Floats) -> float:
     positives, negatives = int(good.sum()), int((~good).sum())
     if not positives or not negatives:
         return math.nan
-    total = float(rankdata(scores)[good].sum())
+    total = float(ranks(scores)[good].sum())
     return (total - positives * (positives + 1) / 2) / (positives * negatives)
 
 
@@ -126,9 +129,20 @@ def cohen_kappa(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return (observed - chance) / (1 - chance) if chance < 1 else math.nan
 
 
-def _spearman(x: Floats, y: Floats) -> float:
-    return float(spearmanr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else math.nan
+def ranks(values: Floats) -> Floats:
+    """The place of each value from 1 on, ties sharing the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+def spearman(x: Floats, y: Floats) -> float:
+    """Spearman's rank correlation; NaN where one side is constant."""
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    a, b = ranks(x), ranks(y)
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b / math.sqrt(float(a @ a) * float(b @ b)))
 
 
 def _kendall(x: Floats, y: Floats) -> float:
-    return float(kendalltau(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else math.nan
+    return float(kendalltau(x, y, method="asymptotic").statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else math.nan

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from melior.errors import DataError
-from melior.evaluation.agreement import Agreement, agreement
+from melior.evaluation.agreement import Agreement, agreement, spearman
 from melior.statistics import Interval, bootstrap_mean, wilson
 from melior.types import Record, Score
 
@@ -196,8 +195,8 @@ def _parts(valued: Sequence[tuple[Graded, float]]) -> tuple[Part, ...]:
     for name in names:
         pairs = [(one.score.parts[name], value) for one, value in valued if name in one.score.parts]
         own, whole = np.array([own for own, _ in pairs]), np.array([value for _, value in pairs])
-        varied = len(pairs) > 1 and np.ptp(own) > 0 and np.ptp(whole) > 0
-        correlation = float(spearmanr(own, whole).statistic) if varied else None
+        rank = spearman(own, whole)
+        correlation = None if math.isnan(rank) else rank
         told = (float(own.mean()), float(own.std()), float(own.min()), float(own.max()))
         found.append(Part(name, len(pairs), *told, correlation))
     return tuple(found)
