@@ -17,7 +17,7 @@ SHOWN_PROBLEMS = 5
 @told
 def convert(
     source: str = typer.Argument(None, help="A file, a folder, or hub:owner/name/config@split."),
-    to: str = typer.Option(None, "--to", help="The format to write; the kind's usual one if left out. See --list."),
+    to: str = typer.Option(None, "--to", help="The format to write (see --list); the source's own if left out."),
     out: Path = typer.Option(None, "--out", help="The file to write: .jsonl, .json, .csv, .tsv or .parquet."),
     source_format: str = typer.Option(None, "--from", help="The format of the source, where its columns do not tell."),
     rename: list[str] = typer.Option([], "--rename", help="OLD=NEW, for columns of the source; may be repeated."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def convert(
     columns: bool = True,
     spreadsheet: bool = False,
 ) -> Conversion:
-    """Reads a source and writes it in another format or kind of file, a row at a time.
+    """Reads a source and writes it in another format or kind of file, a row at a time; `format` is its own if None.
 
     Raises:
         ConfigError: for an unknown format or suffix, or if the source would be overwritten.
@@ -58,10 +59,19 @@ def convert(
     stream = ExampleStream(source, format=source_format, reading=reading)
     unread: list[Problem] = []
     counted = [0]
+    examples = _usable(stream, unread, counted, skip)
+    first = list(islice(examples, 1))
+    if not first:
+        raise DataError(f"0 of {len(unread)} rows of {stream.name} can be read, first: {unread[0]}")
+    assert stream.format is not None  # an example was read
     written = write_examples(
-        out, _usable(stream, unread, counted, skip), format, columns=columns, spreadsheet=spreadsheet, strict=not skip
+        out,
+        chain(first, examples),
+        format or stream.format.name,
+        columns=columns,
+        spreadsheet=spreadsheet,
+        strict=not skip,
     )
-    assert stream.format is not None  # something was written
     return Conversion(counted[0], stream.format.name, written, unread)
 
 

@@ -143,7 +143,8 @@ def _field(inputs: Any, lost: Lost) -> Any:
     for message in prompt:
         if message.pop("weight", 1) == 0:
             lost["weight of messages"] += 1
-    return prompt
+    alone = len(prompt) == 1 and prompt[0].keys() == {"role", "content"} and prompt[0]["role"] == "user"
+    return prompt[0]["content"] if alone else prompt  # the same to a policy, and easier to label
 
 
 def _output(output: Any) -> str:
