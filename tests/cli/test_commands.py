@@ -227,3 +227,29 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(place: Path) ->
     run = from_json("runs", "list", "--store", "slow.db")[0]["id"]
     resumed = from_json("runs", "resume", run, "--store", "slow.db")
     assert resumed["after"]["reward"] == whole["after"]["reward"] and resumed["tokens"] == whole["tokens"]
+
+
+def test_a_dry_run_starts_nothing(place: Path) -> None:
+    text = call("train", "sft.yaml", "--dry-run").stdout
+    for word in ("rows", "tokens", "steps", "trains", "memory", "time", "disk"):
+        assert any(line.startswith(word) for line in text.splitlines())
+    plan = from_json("train", "sft.yaml", "--dry-run")
+    assert (plan["rows"], plan["heldout_rows"], plan["steps"], plan["epochs"]) == (20, 40, 15, 3)
+    assert not (place / "home" / "runs").exists() and from_json("runs", "list") == []
+    (place / "auto.yaml").write_text("method: sft\nmodel: {path: MODEL}\n".replace("MODEL", str(place / "none")))
+    assert "data is missing" in call("train", "auto.yaml", "--dry-run", code=1).stderr
+
+
+def test_tune_writes_a_recipe_that_trains(place: Path) -> None:
+    pytest.importorskip("optuna")
+    rows = [{"prompt": f"say {i}", "completion": "the cat"} for i in range(110)]
+    (place / "cats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = (place / "sft.yaml").read_text().replace("heldout: 40", "heldout: 40, validation: 30")
+    text = text.replace("learning_rate: 1e-2", "learning_rate: 1e-5").replace("epochs: 3", "epochs: 1")
+    text += "tune: {seeds: 2, space: {fit.learning_rate: [1e-2, 2e-2]}}\n"
+    (place / "tune.yaml").write_text(text)
+    shown = call("tune", "tune.yaml", "--trials", 3, "--folder", "search").stdout
+    assert "as it stands" in shown and "Better: trial" in shown
+    told = from_json("tune", "tune.yaml", "--trials", 3, "--folder", "search")
+    assert told["gain"]["low"] > 0 and len(told["trials"]) == 3
+    assert from_json("train", told["recipe"], "--folder", "run")["gate"]["result"] == "promote"
