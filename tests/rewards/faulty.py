@@ -14,6 +14,10 @@ def length(sample: dict[str, Any], item: dict[str, Any]) -> float:
     return float(len(sample["output_text"]))
 
 
+def reads(sample: dict[str, Any], item: dict[str, Any]) -> float:
+    return float(len(Path(item["path"]).read_text()[:1]))
+
+
 def trl_length(prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float | None]:
     return [float(len(completion)) for completion in completions]
 
