@@ -232,6 +232,11 @@ class Recipe:
                 f"rft compares outputs of one input, so sampling.n must be 2 or more, got {self.sampling.n}"
             )
         check_preset(self.model.train)
+        if not 0 <= self.data.validation or (isinstance(self.data.validation, float) and self.data.validation > 0.5):
+            raise ConfigError(
+                f"data.validation={self.data.validation} is no number of rows and no share up to half of the training "
+                "rows; 0.1 is usual"
+            )
         if isinstance(self.data.train, Generated) and not isinstance(self.data.heldout, int):
             raise ConfigError(f"generated data holds out a number of rows, got data.heldout={self.data.heldout!r}")
         if self.fit.best_metric and self.evaluate.every is None:
@@ -397,6 +402,8 @@ def _told(error: ValidationError, raw: Any, told: str, lines: Mapping[tuple[Any,
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{where}: {dotted} is missing; it has no default"
     told_so = problem["msg"][0].lower() + problem["msg"][1:]
+    if any(p["type"] == "literal_error" and p["ctx"]["expected"] == "'auto'" for p in problems[:3]):
+        told_so += ', or be "auto"'
     return f"{where}: {dotted} is {problem['input']!r:.60}, but {told_so}"
 
 

@@ -315,7 +315,8 @@ def space_of(recipe: Recipe, found: Found) -> Space:
     """The settings to try: the recipe's own space, or what matters most for its method."""
     if recipe.tune.space is not None:
         return recipe.tune.space
-    adapted = recipe.model.lora is not None or is_adapter(Path(found.path))
+    fresh = (recipe.model.lora == "auto" and recipe.model.train == "all") or recipe.adapter is not None
+    adapted = fresh or is_adapter(Path(found.path))
     if recipe.method == "sft":
         low, high = ADAPTER_RATES if adapted else WHOLE_RATES
         return {"fit.learning_rate": Range(low=low, high=high, log=True), "sft.batch_size": [8, 16, 32]}

@@ -77,6 +77,8 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path, change: tuple[str, str]
         (("n: 4", "n: 1"), "sampling.n must be 2 or more, got 1"),
         (("grader: graders.py:even", ""), "write grader:"),
         (("owner/name", "owner/name, train: heads"), "last-4"),
+        (("heldout: 0.2", "heldout: 0.2, validation: 0.9"), "up to half"),
+        (("1e-3", "fast"), 'or be "auto"'),
         (("steps: 5", "steps: 5, best_metric: heldout_reward"), "write evaluate.every"),
         (("n: 4", "n: 4, temperature: -1"), "temperature"),
         (("path: owner/name", ""), "model.path is missing"),
