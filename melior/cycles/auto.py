@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from melior.cycles.recipe import Recipe, recipe_of
+from melior.cycles.recipe import Recipe, difference, recipe_of
 from melior.cycles.rows import Rows
 from melior.durable import write_file
 from melior.errors import CheckpointError
@@ -234,7 +234,7 @@ def _told(made: Resolved, asked: Recipe, rows: Rows) -> dict[str, Any]:
         "recipe": made.recipe.to_dict(),
         "range_test": asdict(made.test) if made.test else None,
         "watched": made.watched,
-        "asked": asked.digest,
+        "asked": asked.to_dict(),
         "rows": rows.fingerprint,
     }
 
@@ -242,9 +242,10 @@ def _told(made: Resolved, asked: Recipe, rows: Rows) -> dict[str, Any]:
 def _read(path: Path, recipe: Recipe, rows: Rows) -> Resolved:
     try:
         kept: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if (kept["asked"], kept["rows"]) != (recipe.digest, rows.fingerprint):
+        unlike = difference(recipe_of(kept["asked"]), recipe)
+        if unlike or kept["rows"] != rows.fingerprint:
             raise CheckpointError(
-                f"{path} holds choices for {'another recipe' if kept['asked'] != recipe.digest else 'other rows'}; "
+                f"{path} holds choices for {f'another recipe ({unlike})' if unlike else 'other rows'}; "
                 "choose another folder, or remove it"
             )
         test = kept["range_test"]

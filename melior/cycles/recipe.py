@@ -232,7 +232,7 @@ class Recipe:
                 f"rft compares outputs of one input, so sampling.n must be 2 or more, got {self.sampling.n}"
             )
         check_preset(self.model.train)
-        if not 0 <= self.data.validation or (isinstance(self.data.validation, float) and self.data.validation > 0.5):
+        if self.data.validation < 0 or (isinstance(self.data.validation, float) and self.data.validation > 0.5):
             raise ConfigError(
                 f"data.validation={self.data.validation} is no number of rows and no share up to half of the training "
                 "rows; 0.1 is usual"
