@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from melior.data.cleaning.encoding import CONTROL, encoding_faults, repaired
-from melior.data.cleaning.privacy import masked, sightings
+from melior.data.cleaning.privacy import masked, sightings, suspicious
 from melior.data.cleaning.views import LABEL_CHARACTERS, View, mapped, normalised, strings
 from melior.data.formats.messages import ALSO_ASSISTANT, ROLES
 
@@ -58,7 +58,8 @@ def cleaned(row: Mapping[str, Any], ignore: frozenset[str]) -> tuple[Mapping[str
         if any((code, "") in hits for code in _REPAIRED):
             row = mapped(row, lambda text: repaired(text, ignore))
             texts = list(strings(row))
-    private = [(text, sighting) for text in texts for sighting in sightings(text)]
+            joined = "\n".join(texts)
+    private = [(text, sighting) for text in texts for sighting in sightings(text)] if suspicious(joined) else []
     for text, sighting in private:
         code = "secret" if sighting.secret else "personal-data"
         hits.setdefault((code, sighting.kind), Hit(code, sighting.kind, text, text[sighting.start : sighting.end]))

@@ -17,7 +17,7 @@ from melior.data.cleaning.views import key_of
 Facts = NDArray[Any]
 
 PERCENTILES = (5, 50, 95, 99)
-OUTLIER_MADS = 8.0  # robust standard deviations above the median of the log length
+OUTLIER_MADS = 5.0  # robust standard deviations above the median of the log length
 LEAST_SPREAD = 0.35  # of the log length: rows of one template are not outliers at 3 times their length
 ENOUGH_ROWS = 20  # to call anything a rule of the file
 RULE = 0.95  # share of answers that end with a sign, above which one that ends in a letter was probably cut
