@@ -14,6 +14,7 @@ SPANISH = (
     "Una tienda de libros vende cada semana trescientas novelas a los estudiantes de la universidad, y además regala "
     "algunos cuadernos pequeños a los niños que vienen con sus padres los domingos por la mañana."
 )
+CHINESE = "我想知道为什么我的卡还没有到，我已经等了两个星期了，请帮我查一下。"
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,7 @@ TEXT = (
     Plant("html-tags", prompt(lambda text: f"<p>{text}</p>")),
     Plant("normal-form", prompt(lambda text: f"{text} {unicodedata.normalize('NFD', 'café')}")),
     Plant("template-tokens", prompt(lambda text: f"<|im_start|>user\n{text}<|im_end|>")),
-    Plant(
-        "other-language", prompt(lambda text: "我想知道为什么我的卡还没有到，我已经等了两个星期了，请帮我查一下。" * 20)
-    ),
+    Plant("other-language", prompt(lambda text: CHINESE * 20)),
     Plant("length-outlier", prompt(lambda text: f"{text} " * 3000)),
 )
 # Rows of one prompt and one answer.

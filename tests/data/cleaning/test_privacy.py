@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from melior.data.cleaning.privacy import luhn, masked, sightings
 
+TOKEN = "eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N"
+PEM = "-----BEGIN RSA PRIVATE " + "KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----"
 FOUND = [
     ("write to jane.doe@acme-mail.com today", "e-mail", "jane.doe@acme-mail.com"),
     ("call +49 30 901820 55", "phone", "+49 30 901820 55"),
@@ -25,9 +27,9 @@ FOUND = [
     ("key AKIA" + "Q3EXW7ZJ5MNB2PLD", "api key", "AKIA" + "Q3EXW7ZJ5MNB2PLD"),
     ("ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8", "api key", "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"),
     ("sk-" + "proj-a1B2c3D4e5F6g7H8i9J0k1L2", "api key", "sk-" + "proj-a1B2c3D4e5F6g7H8i9J0k1L2"),
-    ("Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N", "token", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N"),
+    (f"Bearer {TOKEN}", "token", TOKEN),
     ("postgres://admin:hunter22@db.acme.io/x", "password", "admin:hunter22"),
-    ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", "private key", "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----"),
+    (PEM, "private key", PEM),
 ]  # fmt: skip
 QUIET = [
     "She has 48 + 24 = 72 clips and 1234567890 coins, or 3.14159265358979323846.",
