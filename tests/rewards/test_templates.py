@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from melior.errors import GraderError
 from melior.rewards.base import sample_of
-from melior.rewards.templates import parse_template
+from melior.rewards.templates import OutputLacks, parse_template
 from melior.types import Record
 
 plain = st.text().filter(lambda text: "{{" not in text and not text.endswith("{"))
@@ -82,6 +82,47 @@ def test_what_is_inserted_is_not_looked_at_again() -> None:
 def test_bad_variables_are_refused(text: str, reason: str) -> None:
     with pytest.raises(GraderError, match=reason):
         render(text, {"a": [1, 2], "s": "text"})
+
+
+TOOLS = [
+    {"function": {"name": "look", "arguments": {"q": "ü"}}},
+    {"id": "b", "function": {"name": "n", "arguments": "{}"}},
+]
+
+
+@pytest.mark.parametrize(
+    "before", [[], [{"role": "assistant", "content": "let me"}, {"role": "tool", "content": "ok"}]]
+)
+def test_tool_calls_of_a_message_are_read_as_the_api_has_them(before: list[dict[str, Any]]) -> None:
+    message = {"role": "assistant", "content": None, "tool_calls": TOOLS}
+    sample = sample_of(Record(inputs="q", output=[*before, message] if before else message))
+    assert render("{{ sample.output_tools[0].function.name }}", {}, sample) == "look"
+    assert render("{{ sample.output_tools[0].function.arguments }}", {}, sample) == '{"q": "ü"}'
+    assert [call["id"] for call in sample["output_tools"]] == ["call_0", "b"]
+    assert render("{{ sample.choices[0].message.tool_calls[1].id }}", {}, sample) == "b"
+    assert render("{{ sample.choices[0].finish_reason }}|{{ sample.output_text }}", {}, sample) == "tool_calls|"
+    old = {"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{}"}}
+    assert sample_of(Record(inputs="q", output=old))["output_tools"][0]["function"]["name"] == "f"
+
+
+def test_the_text_of_a_message_is_its_content() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    for content, text in (("four", "four"), (parts, "ab"), (None, "")):
+        assert sample_of(Record(inputs="q", output={"role": "assistant", "content": content}))["output_text"] == text
+    assert sample_of(Record(inputs="q", output=["x", 1]))["output_text"] == '["x", 1]'
+
+
+def test_what_an_output_lacks_is_told_apart_from_what_a_row_lacks() -> None:
+    sample = sample_of(Record(inputs="q", output="text"))
+    for path in ("output_json", "output_json.a", "output_tools[0].function.name", "choices[1]"):
+        with pytest.raises(OutputLacks) as lack:
+            render("{{ sample.%s }}" % path, {}, sample)
+        assert lack.value.score.value == 0.0 and lack.value.score.kind == "sample_parse_error"
+    with pytest.raises(GraderError) as caught:
+        render("{{ item.a }}", {}, sample)
+    assert not isinstance(caught.value, OutputLacks)
+    with pytest.raises(GraderError, match="did you mean 'output_tools'"):
+        parse_template("{{ sample.output_tool[0] }}")
 
 
 def test_the_sample_has_the_shape_graders_expect() -> None:
