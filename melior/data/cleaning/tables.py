@@ -98,7 +98,7 @@ def classes_of(labels: Counter[str], rows: int, kind: str) -> bool:
     numbers = sum(_is_number(label) for label in labels)
     counted = sum(labels.values())
     few = 0 < len(labels) <= min(MOST_LABELS, max(2, counted // ROWS_PER_LABEL))
-    return few and counted >= RULE * rows and (kind == "rated" or 2 * numbers < len(labels))
+    return few and counted >= max(ENOUGH_ROWS, RULE * rows) and (kind == "rated" or 2 * numbers < len(labels))
 
 
 def variants(labels: Mapping[str, int]) -> dict[str, str]:
