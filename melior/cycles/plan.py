@@ -91,12 +91,13 @@ def plan_run(
     total = taught.config.steps or taught.steps.total
     if total is None:
         raise ConfigError("These steps never end; say how many in fit.steps")
+    held = memory.held()  # before anything is measured: what a pass frees, the allocator keeps for a while
     counted = _counted(policy, rows, recipe)
     sizes = _sizes(policy, taught)
     free = memory.available()
     fits = free is None or sizes["gradient_bytes"] + sizes["optimizer_bytes"] < CAUTIOUS * free
     clock = _clock(policy, taught, rows, recipe, measures, total) if timed and fits else _Clock()
-    peak = _peak(sizes, clock.activation_bytes)
+    peak = _peak(held, sizes, clock.activation_bytes)
     made = Plan(
         method=recipe.method,
         model=recipe.model.path,
@@ -121,7 +122,7 @@ def plan_run(
         choices=tuple(map(str, resolved.choices)),
         disk_bytes=_disk(sizes, policy, recipe),
     )
-    return _warned(made)
+    return _warned(made, held)
 
 
 def dry_run(recipe: Recipe, store: Store) -> Plan:
@@ -176,11 +177,10 @@ def _sizes(policy: LanguagePolicy, taught: Lesson) -> dict[str, Any]:
     return {"weights_bytes": weights, "gradient_bytes": trained, "optimizer_bytes": 2 * trained}
 
 
-def _peak(sizes: dict[str, Any], activations: int | None) -> int | None:
+def _peak(held: int, sizes: dict[str, Any], activations: int | None) -> int | None:
     """The larger of two moments: in the backward pass, and while the optimizer steps."""
     if activations is None:
         return None
-    held = memory.held()
     lasting = sizes["gradient_bytes"] + sizes["optimizer_bytes"]
     return held + lasting + int(max(WORKING * activations, STEP_COPIES * sizes["gradient_bytes"]))
 
@@ -320,7 +320,7 @@ def _tokens(policy: LanguagePolicy, rows: Sequence[Any]) -> int:
 # ---------------------------------------------------------------------- warning
 
 
-def _warned(plan: Plan) -> Plan:
+def _warned(plan: Plan, held: int) -> Plan:
     told: list[str] = []
     say = told.append
     if plan.peak_bytes is None and plan.available_bytes is not None:
@@ -328,7 +328,7 @@ def _warned(plan: Plan) -> Plan:
         free = memory.in_bytes(plan.available_bytes)
         say(f"gradients and optimizer need {needed} and {free} are free: use an adapter or a smaller model")
     elif plan.peak_bytes is not None and plan.available_bytes is not None:
-        more = plan.peak_bytes - memory.held()
+        more = plan.peak_bytes - held
         if more > CAUTIOUS * plan.available_bytes:
             say(
                 f"about {memory.in_bytes(more)} more memory is needed and {memory.in_bytes(plan.available_bytes)} is "

@@ -19,7 +19,7 @@ from melior.store import Store
 from melior.trainers.loop import fit
 from melior.trainers.memory import forget_peak, peak
 
-STEPS = 3
+STEPS = 2  # the second has the optimizer state of the first
 
 
 def main(what: str, path: Path, database: Path) -> int:
