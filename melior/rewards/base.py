@@ -213,14 +213,17 @@ class FailureLimit:
     The run stops when failures exceed `share` of the calls by more than `allowance`, or when nothing but failures
     came back from half of `minimum` calls. The allowance is why bad luck does not stop a run: at a true rate of 10 %
     the failures ever exceed 20 % of the calls by 10 with a probability under 1e-6 (Lundberg's bound,
-    exp(-1.5 × 10)).
+    exp(-1.5 × 10)). It also stops when the first `silent` steps brought not one number.
     """
 
     name: str
     share: float = 0.2
     minimum: int = 16  # calls before the share is looked at
     allowance: float = 10.0  # failures
+    silent: int = 3  # steps
+    steps: int = 0
     calls: int = 0
+    numbers: int = 0
     failures: int = 0
     first_error: str = ""
     first_traceback: str = ""
@@ -229,10 +232,13 @@ class FailureLimit:
         """Count the scores of one step.
 
         Raises:
-            GraderError: with the grader's name, both counts and the first traceback, if too many calls failed.
+            GraderError: with the grader's name, both counts and the first traceback, if too many calls failed; or if it
+                gave no number at all.
         """
+        self.steps += 1
         for score in scores:
             self.calls += 1
+            self.numbers += score.value is not None
             if score.error:
                 self.failures += 1
                 if self.failures == 1:
@@ -242,6 +248,11 @@ class FailureLimit:
             raise GraderError(
                 f"grader {self.name} failed on {self.failures} of {self.calls} calls (limit {self.share:.0%}), "
                 f"put it right and resume; the first failure was: {self.first_error}{trace}"
+            )
+        if self.steps >= self.silent and not self.numbers:
+            raise GraderError(
+                f"grader {self.name} gave no number for any of {self.calls} outputs (None: it does not apply); "
+                "check what it looks for in the item"
             )
 
     @property

@@ -95,6 +95,11 @@ class GraderPool:
             self._start(processes)
 
     @property
+    def name(self) -> str:
+        """The grader's name."""
+        return self.grader.name
+
+    @property
     def level(self) -> Level | None:
         """The lowest sandbox level at which code of others runs here; None where there is no such code."""
         own = self._confinement.level if self._confinement is not None else None
