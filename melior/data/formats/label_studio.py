@@ -29,8 +29,10 @@ def _labelled(row: Row) -> Labelled:
     if not isinstance(data, Mapping) or not isinstance(annotations, list):
         raise RowError("data must be an object and annotations a list")
     answers = [answer for annotation in annotations for answer in _answers(annotation)]
-    kept = {"record_id": row.get("id"), "predictions": row.get("predictions"), "meta": row.get("meta")}
-    return Labelled(data, answers, {key: value for key, value in kept.items() if value})
+    meta = opened(row.get("meta"))
+    kept = {"record_id": row.get("id"), "predictions": row.get("predictions")}
+    item = {**(meta if isinstance(meta, Mapping) else {}), **{key: value for key, value in kept.items() if value}}
+    return Labelled(data, answers, item)
 
 
 def _answers(annotation: Any) -> list[Answer]:
@@ -77,11 +79,11 @@ def _write(example: Any, item: dict[str, Any], lost: Lost, kind: Kind) -> dict[s
     data, question, value = shown(example, item, lost, kind)
     given = item.pop("annotations", None) or [{"annotator": "", "question": question, "value": value}]
     annotations = [_annotation(answer, kind, list(data)) for answer in given]
-    kept = {"record_id": "id", "predictions": "predictions", "meta": "meta"}
+    kept = {"record_id": "id", "predictions": "predictions"}
     head = {key: item.pop(name) for name, key in kept.items() if name in item}
-    data.update(item)
+    meta = {"meta": dict(item)} if item else {}
     item.clear()
-    return {**head, "data": data, "annotations": annotations}
+    return {**head, "data": data, **meta, "annotations": annotations}
 
 
 def _annotation(answer: Answer, kind: Kind, shown_fields: Sequence[str]) -> dict[str, Any]:
