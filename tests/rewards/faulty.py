@@ -130,9 +130,9 @@ NUMBERS = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf"), "non
 
 
 def grade(sample: dict[str, Any], item: dict[str, Any]) -> Any:
-    """Every fault: what is no number, and what misbehaves."""
+    """Every fault: what is no number, and what misbehaves; otherwise outputs of one length differ in reward."""
     fault = item.get("fault", "")
-    return NUMBERS[fault] if fault in NUMBERS else misbehave(sample, item)
+    return NUMBERS[fault] if fault in NUMBERS else misbehave(sample, item) + sum(sample["output_text"].encode()) / 1e3
 
 
 FAULTS = {
