@@ -243,9 +243,9 @@ class _Cycle:
         bounds = declared_bounds(recipe.reward_grader)
         sampled = kept(self.folder / "baseline.json", measure)
         found = judged(sampled, prompts_per_step=recipe.rft.prompts, bounds=bounds)
-        self.report("baseline", 1, 1, found.sentence)
         if not self.anyway and not (self.folder / "metrics.jsonl").exists():  # once begun, it was decided
             found.check()
+        self.report("baseline", 1, 1, found.sentence)
         return found
 
     def _resolved(self, policy: LanguagePolicy, rows: Rows) -> Resolved:
