@@ -23,6 +23,7 @@ from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows, check_room, load_rows
 from melior.errors import ConfigError
 from melior.policies.base import Batch, Rates
+from melior.policies.head import CHUNK
 from melior.policies.language import LanguagePolicy
 from melior.store import Store
 from melior.trainers import memory
@@ -32,7 +33,8 @@ TIMED = 3  # micro-batches computed for the clock, after one that warms up
 COUNTED_STEPS = 8  # steps whose tokens are counted; the others are taken to be like them
 LEAST_SPREAD = 0.25  # of the time: what it varies by on a machine that does other things as well
 FORWARD = 1 / 3  # of a training pass: the backward pass costs twice the forward one
-WORKING = 1.25  # allocators keep freed blocks, and a backward pass needs room of its own
+WORKING = 1.5  # a backward pass makes gradients of what it unwinds, and allocators keep freed blocks
+HEAD_COPIES = 3  # of a chunk's logits while their log-probs are taken: themselves, in higher precision, exponentials
 CAUTIOUS = 0.9  # of the memory there is: what a run may count on
 SAMPLED = 4  # prompts answered for the clock of rft
 STEP_COPIES = 2  # of what trains: what AdamW's fused-by-list update holds for a moment
@@ -97,7 +99,7 @@ def plan_run(
     free = memory.available()
     fits = free is None or sizes["gradient_bytes"] + sizes["optimizer_bytes"] < CAUTIOUS * free
     clock = _clock(policy, taught, rows, recipe, measures, total) if timed and fits else _Clock()
-    peak = _peak(held, sizes, clock.activation_bytes)
+    peak = _peak(held, sizes, clock.activation_bytes, policy.backbone.config.vocab_size)
     made = Plan(
         method=recipe.method,
         model=recipe.model.path,
@@ -177,12 +179,13 @@ def _sizes(policy: LanguagePolicy, taught: Lesson) -> dict[str, Any]:
     return {"weights_bytes": weights, "gradient_bytes": trained, "optimizer_bytes": 2 * trained}
 
 
-def _peak(held: int, sizes: dict[str, Any], activations: int | None) -> int | None:
+def _peak(held: int, sizes: dict[str, Any], activations: int | None, vocabulary: int) -> int | None:
     """The larger of two moments: in the backward pass, and while the optimizer steps."""
     if activations is None:
         return None
     lasting = sizes["gradient_bytes"] + sizes["optimizer_bytes"]
-    return held + lasting + int(max(WORKING * activations, STEP_COPIES * sizes["gradient_bytes"]))
+    logits = HEAD_COPIES * CHUNK * vocabulary * torch.float32.itemsize
+    return held + lasting + int(max(WORKING * activations + logits, STEP_COPIES * sizes["gradient_bytes"]))
 
 
 def _disk(sizes: dict[str, Any], policy: LanguagePolicy, recipe: Recipe) -> int:
