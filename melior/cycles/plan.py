@@ -37,7 +37,7 @@ WORKING = 1.5  # a backward pass makes gradients of what it unwinds, and allocat
 HEAD_COPIES = 3  # of a chunk's logits while their log-probs are taken: themselves, in higher precision, exponentials
 CAUTIOUS = 0.9  # of the memory there is: what a run may count on
 SAMPLED = 4  # prompts answered for the clock of rft
-STEP_COPIES = 2  # of what trains: what AdamW's fused-by-list update holds for a moment
+STEP_COPIES = 3  # of what trains: what AdamW's update, a list of tensors at a time, holds for a moment
 
 
 @dataclass(frozen=True, kw_only=True)
