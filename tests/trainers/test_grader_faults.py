@@ -63,17 +63,20 @@ def test_a_run_in_which_a_tenth_of_the_calls_fail_ends_well(level: Level) -> Non
     with opened(level) as pool:
         broken = {f"{fault}-0": fault for fault in faults}
         run = fit(policy, steps_of(policy, pool, broken, 10), Reinforcement(), FitConfig(steps=len(faults)))
-    in_forks = 2 if level > Level.L1 else 0  # nothing forks in a sandbox: there it is one more failure of two calls
+    forks = 2 if level > Level.L1 else 0  # nothing forks in a sandbox: there it is a failure of two calls more …
+    kills = 2 if level is Level.L3 else 0  # … and the first process of a namespace is deaf to its own SIGKILL
     assert run.steps == len(faults) and run.skipped == 0
-    assert sum(row["grader_errors"] for row in run.metrics) == 2 * (len(RAISED) + len(DIED) - 2) + in_forks
-    unrewarded = sum(20 - row["rows"] for row in run.metrics)
-    assert unrewarded == sum(row["grader_errors"] for row in run.metrics) + 2  # and those to which it does not apply
+    assert sum(row["grader_errors"] for row in run.metrics) == 2 * (len(RAISED) + len(DIED) - 2) + forks - kills
+    assert all(row["rows"] <= 20 - row["grader_errors"] for row in run.metrics)  # excluded …
+    assert all(row["reward"] > 4 for row in run.metrics)  # … and never zeroed: no true reward is below 4
     assert all(math.isfinite(row["reward"]) and math.isfinite(row["loss"]) for row in run.metrics)
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
 @pytest.mark.parametrize("fault", [*RAISED, *(fault for fault in DIED if fault not in ("flood", "fork_and_return"))])
 def test_a_run_in_which_all_calls_fail_stops_and_names_the_function(level: Level, fault: str) -> None:
+    if fault == "kill_itself" and level is Level.L3:
+        pytest.skip("the first process of a namespace is deaf to its own SIGKILL: nothing fails")
     inputs = [str(number) for number in range(4)]
     policy = Tabular(inputs)
     before: Any = policy.state()["logits"].clone()
