@@ -187,7 +187,7 @@ def test_real_answers_agree_with_themselves(place: Path) -> None:
 
 
 def test_the_page_on_graders_shows_what_is_printed(place: Path) -> None:
-    """The example of the page, run: everything but times is as shown; its Python prints what it says."""
+    """The example of the page, run: everything but times is as shown."""
     pytest.importorskip("rouge_score")
     page = (Path(__file__).parents[2] / "docs" / "graders.md").read_text()
     blocks = re.findall(r"```(\w*)\n(.*?)```", page, re.DOTALL)

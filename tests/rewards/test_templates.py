@@ -116,7 +116,7 @@ def test_what_an_output_lacks_is_told_apart_from_what_a_row_lacks() -> None:
     sample = sample_of(Record(inputs="q", output="text"))
     for path in ("output_json", "output_json.a", "output_tools[0].function.name", "choices[1]"):
         with pytest.raises(OutputLacks) as lack:
-            render("{{ sample.%s }}" % path, {}, sample)
+            render("{{ sample." + path + " }}", {}, sample)
         assert lack.value.score.value == 0.0 and lack.value.score.kind == "sample_parse_error"
     with pytest.raises(GraderError) as caught:
         render("{{ item.a }}", {}, sample)
