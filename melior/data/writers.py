@@ -204,6 +204,7 @@ def _write_parquet(file: IO[bytes], rows: _Rows, spreadsheet: bool) -> None:
     spool = _Spool(rows)
     if not spool.columns:
         return
+    rows.lost.update({f"null of {name}, now absent": count for name, count in spool.nulls.items()})
     schema, texts = _schema(arrow, spool)
     with arrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         for part in spool.parts():
@@ -229,6 +230,7 @@ def _schema(arrow: Any, spool: _Spool) -> tuple[Any, list[str]]:
         if name in texts
         else arrow.field(name, types[name])
         for name in spool.columns
+        if name in texts or name in types  # a column of nulls alone is absent
     ]
     return arrow.schema(fields), texts
 
@@ -243,9 +245,17 @@ def _type(arrow: Any, values: list[Any], before: Any) -> Any:
         held = arrow.array(values, column.field("column").type).to_pylist()
     except (arrow.ArrowException, OverflowError, ValueError, TypeError):
         return None
-    if arrow.types.is_null(found) or not all(_same(one, other) for one, other in zip(values, held, strict=True)):
-        return None
-    return column.field("column").type
+    type = column.field("column").type
+    exact = all(_same(one, other) for one, other in zip(values, held, strict=True))
+    return type if exact and not arrow.types.is_null(type) and not _childless(arrow, type) else None
+
+
+def _childless(arrow: Any, type: Any) -> bool:
+    """Whether a type holds an object without a key, which Parquet cannot."""
+    if arrow.types.is_struct(type) and type.num_fields == 0:
+        return True
+    nested = arrow.types.is_nested(type)
+    return nested and any(_childless(arrow, type.field(place).type) for place in range(type.num_fields))
 
 
 def _same(value: Any, held: Any) -> bool:
@@ -265,9 +275,11 @@ class _Spool:
 
     def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
         self.file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  closed with the spool
+        self.nulls: Counter[str] = Counter()
         columns: dict[str, None] = {}
         for row in rows:
             columns.update(dict.fromkeys(row))
+            self.nulls.update(name for name, value in row.items() if value is None)
             self.file.write(json.dumps(row) + "\n")
         self.columns = list(columns)
 
