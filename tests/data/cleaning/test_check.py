@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Rows, write
 from plants import PLANTS, planted
+from real_rows import Rows, write
 
 from melior.data.cleaning import CheckConfig, CheckReport, check_file
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plants import KEY
+from real_rows import write
 
 from melior.data.cleaning import CheckConfig, CheckReport, check_file
 from melior.data.readers import Line, read_rows

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Rows, write
+from real_rows import Rows, write
 
 from melior.data.cleaning import CODES, CheckConfig, CheckReport, check_file
 from melior.errors import ConfigError, DataError
