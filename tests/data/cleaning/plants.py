@@ -14,6 +14,7 @@ SPANISH = (
     "Una tienda de libros vende cada semana trescientas novelas a los estudiantes de la universidad, y además regala "
     "algunos cuadernos pequeños a los niños que vienen con sus padres los domingos por la mañana."
 )
+CUT_SHORT = " as far as anybody knows, for it was decided by the"
 CHINESE = "我想知道为什么我的卡还没有到，我已经等了两个星期了，请帮我查一下。"
 
 
@@ -88,13 +89,13 @@ TEXT = (
     Plant("normal-form", prompt(lambda text: f"{text} {unicodedata.normalize('NFD', 'café')}")),
     Plant("template-tokens", prompt(lambda text: f"<|im_start|>user\n{text}<|im_end|>")),
     Plant("other-language", prompt(lambda text: CHINESE * 20)),
-    Plant("length-outlier", prompt(lambda text: f"{text} " * 3000)),
+    Plant("length-outlier", prompt(lambda text: text + " and so on" * 10_000)),
 )
 # Rows of one prompt and one answer.
 ANSWERS = (
     Plant("empty-answer", answer(lambda text: "")),
     Plant("empty-answer", answer(lambda text: " \n ")),
-    Plant("truncated-answer", answer(lambda text: text[: len(text) // 2].rstrip(".0123456789 ") + " and the")),
+    Plant("truncated-answer", answer(lambda text: text.rstrip(".?! ") + CUT_SHORT)),
     Plant("truncated-answer", answer(lambda text: "```python\nprint(" + text)),
     Plant("boilerplate", answer(lambda text: "As an AI language model, I will try. " + text)),
 )
