@@ -73,9 +73,16 @@ def tree() -> str:
             lines.append(f"├── {file.name:<20}{caption(file)}")
     for package in sorted(entry for entry in top.iterdir() if (entry / "__init__.py").is_file()):
         lines.append(f"├── {package.name + '/':<20}{caption(package / '__init__.py')}")
-        for file in sorted(package.glob("*.py")):
-            if file.name != "__init__.py":
-                lines.append(f"│   ├── {file.name:<16}{' ' if len(file.name) >= 16 else ''}{caption(file)}")
+        for entry in sorted(package.iterdir()):
+            inside = (entry / "__init__.py") if entry.is_dir() else entry
+            if (
+                inside.is_file()
+                and inside.suffix == ".py"
+                and "migrations" not in entry.parts
+                and entry != package / "__init__.py"
+            ):
+                name = f"{entry.name}/" if entry.is_dir() else entry.name
+                lines.append(f"│   ├── {name:<16}{' ' if len(name) >= 16 else ''}{caption(inside)}")
     return "\n".join(lines)
 
 
