@@ -17,8 +17,7 @@ from melior.data.cleaning.views import key_of
 Facts = NDArray[Any]
 
 PERCENTILES = (5, 50, 95, 99)
-OUTLIER_MADS = 5.0  # robust standard deviations above the median of the log length
-LEAST_SPREAD = 0.35  # of the log length: rows of one template are not outliers at 3 times their length
+OUTLIER = 4  # times as long as all but one row in twenty: real files reach three times
 ENOUGH_ROWS = 20  # to call anything a rule of the file
 RULE = 0.95  # share of answers that end with a sign, above which one that ends in a letter was probably cut
 MOST_LABELS = 2_000
@@ -49,12 +48,10 @@ def lengths(facts: Facts, with_tokens: bool) -> dict[str, dict[str, float]]:
 def long_rows(facts: Facts) -> NDArray[np.int64]:
     """Rows far longer than the others."""
     usable = np.flatnonzero(facts["format"] != UNUSABLE)
-    sizes = np.log1p(facts["prompt_size"][usable].astype(float) + facts["answer_size"][usable])
+    sizes = facts["prompt_size"][usable].astype(np.int64) + facts["answer_size"][usable]
     if len(sizes) < ENOUGH_ROWS:
         return np.zeros(0, np.int64)
-    middle = np.median(sizes)
-    spread = max(LEAST_SPREAD, 1.4826 * float(np.median(np.abs(sizes - middle))))
-    return usable[sizes > middle + OUTLIER_MADS * spread]
+    return usable[sizes > OUTLIER * np.percentile(sizes, 95, method="nearest")]
 
 
 def unended(facts: Facts) -> NDArray[np.int64]:
