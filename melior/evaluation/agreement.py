@@ -145,4 +145,7 @@ def spearman(x: Floats, y: Floats) -> float:
 
 
 def _kendall(x: Floats, y: Floats) -> float:
-    return float(kendalltau(x, y, method="asymptotic").statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else math.nan
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    # The asymptotic p-value, which nobody asks for, divides by the number of rows less two.
+    return float(kendalltau(x, y, method="asymptotic" if len(x) > 2 else "exact").statistic)

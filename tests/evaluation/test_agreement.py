@@ -125,3 +125,9 @@ def test_the_bootstrap_covers_what_it_estimates() -> None:
         covered += found.low <= truth <= found.high
     assert covered >= 51  # 95 % of 60 less three standard deviations
     assert bootstrap(lambda rows: float(rows.mean()), 1).high == math.inf
+
+
+def test_two_rows_are_enough() -> None:
+    found = agreement([1.0, 0.0], [True, False])
+    assert found.auc is not None and found.kendall is not None
+    assert found.auc.estimate == found.kendall.estimate == 1.0
