@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from melior.data.cleaning import CheckReport, Finding
 
 EXAMPLES = 3
+MOST_DETAILS = 6  # kinds within a finding that are counted on one line
 MOST_WORKERS = 4
 SMALL_FILE = 20_000_000  # bytes; starting further processes takes longer than reading it
 SEVERITY_SIGNS = {"error": "✗", "warning": "!", "note": "·"}
@@ -158,7 +159,8 @@ def _show_examples(finding: Finding, examples: int) -> None:
         detail = f"{shown.detail}: " if shown.detail else ""
         say(f"    {shown.line}: {detail}{shown.excerpt}")
     if finding.count > examples and finding.examples:
-        more = ", ".join(f"{name} {count:,}" for name, count in list(finding.details.items())[:4])
+        few = list(finding.details.items()) if len(finding.details) <= MOST_DETAILS else []
+        more = ", ".join(f"{name} {count:,}" for name, count in few)
         say(f"    … {finding.count - min(examples, len(finding.examples)):,} more{f' ({more})' if more else ''}")
 
 
@@ -191,6 +193,8 @@ def _show_next(found: CheckReport, report: Path | None) -> None:
         say(f"{fixed.files['cleaned']}: {fixed.kept:,} rows, {fixed.changed_count:,} of them changed")
         say(f"{fixed.files['removed']}: {fixed.removed_count:,} rows that were removed, with line and reason")
         say(f"{fixed.files['changed']}: every changed row as it was and as it is")
+    elif not found.usable:
+        say("next: rename the columns, or convert the file; melior convert --list shows each format with a row")
     elif any(finding.action != "keep" and finding.count for finding in found.findings):
         held = f" --heldout {found.heldout}" if found.heldout else ""
         name = Path(found.source).name.partition(".")[0] or "rows"

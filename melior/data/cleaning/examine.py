@@ -96,7 +96,7 @@ class Examiner:
         try:
             format = format_of(row)
         except RowError as error:
-            return None, [*hits, Hit("unknown-format", str(error), _json(row))]
+            return None, [*hits, Hit("unknown-format", str(error).partition(", expected")[0], _json(row))]
         try:
             example = format.example(row, "")
         except RowError as error:

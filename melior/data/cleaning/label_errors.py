@@ -20,6 +20,7 @@ MOST_ROWS = 50_000  # a matrix of rows × words stays within a few hundred MB
 FOLDS = 5
 MOST_WORDS = 50_000  # features
 SEED = 0
+CONFIDENT = 0.5  # probability of another label from which it is told
 
 
 def label_errors(views: Iterable[tuple[int, View]], facts: NDArray[Any]) -> Iterator[tuple[int, str, str, float]]:
@@ -53,7 +54,8 @@ def label_errors(views: Iterable[tuple[int, View]], facts: NDArray[Any]) -> Iter
     issues = find_label_issues(given, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
     for index in issues.tolist():
         likely = int(probabilities[index].argmax())
-        yield rows[index], labels[index], names[likely], float(probabilities[index, likely])
+        if probabilities[index, likely] >= CONFIDENT:
+            yield rows[index], labels[index], names[likely], float(probabilities[index, likely])
 
 
 def _chosen(views: Iterable[tuple[int, View]], facts: NDArray[Any]) -> tuple[list[int], list[str], list[str]]:

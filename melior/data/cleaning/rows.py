@@ -27,7 +27,7 @@ BOILERPLATE = re.compile(
 )
 BOILERPLATE_HINTS = ("AI", " ai", "language model", "cutoff", "update")
 LONG_ANSWER = 40  # characters; what is shorter may end as it likes
-OPEN_END = re.compile(r"(?:[,;(\[{&=+–—]|\b(?:and|or|the|a|an|of|to|with|for|in|that|which|because|is|are|was))$", re.I)
+OPEN_END = re.compile(r"(?:[,(\[{&=+–—]|\b(?:and|or|the|a|an|of|to|with|for|in|that|which|because|is|are|was))$", re.I)
 QUOTED = 40  # characters of an answer that no prompt holds by chance
 TAIL = 300  # characters in which a bracket that stays open was probably meant to be closed
 SMILEY = re.compile(r"[:;=][-'^]?[()]")
