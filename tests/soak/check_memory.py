@@ -35,10 +35,24 @@ def write_rows(path: Path, size: int, seed: int = 0) -> int:
     last = ""
     with path.open("w", encoding="utf-8") as out:
         while written < size:
-            line = last if last and draw.random() < DUPLICATES else json.dumps(_row(draw, known, sentences)) + "\n"
+            line = _again(draw, last) if last else ""
+            line = line or json.dumps(_row(draw, known, sentences)) + "\n"
             out.write(line)
             written, rows, last = written + len(line), rows + 1, line
     return rows
+
+
+def _again(draw: random.Random, last: str) -> str:
+    """The last row once more, now and then, or the row without one of its words; mostly nothing."""
+    chance = draw.random()
+    if chance < DUPLICATES:
+        return last
+    if chance > DUPLICATES + NEAR:
+        return ""
+    row = json.loads(last)
+    words = row["prompt"].split(" ")
+    place = next((i for i, word in enumerate(words) if word.isalpha()), 0)
+    return json.dumps({**row, "prompt": " ".join(words[:place] + words[place + 1 :])}) + "\n"
 
 
 def _row(draw: random.Random, known: list[dict[str, str]], sentences: list[str]) -> dict[str, str]:
@@ -96,6 +110,7 @@ def main() -> None:
     for finding in report.findings:
         print(f"  {finding.code}: {finding.count:,}")
     assert report.rows == rows
+    assert report.finding("duplicate") and report.finding("near-duplicate")
     assert peak.bytes < asked.limit_gb * 2**30, f"more than {asked.limit_gb} GB"
 
 
