@@ -23,9 +23,11 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/melior pull smollm2-135m-instruct
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/scaling.py
 
 soak: $(STAMP)
 	$(BIN)/python tests/soak/kills.py
+	$(BIN)/python tests/soak/check_memory.py --mb 1024 --workers 2
 
 # torch first: on its own the pinned release is the CPU build where one is offered.
 $(STAMP): pyproject.toml constraints.txt
