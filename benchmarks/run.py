@@ -227,6 +227,15 @@ def page(
             "|---|---|---|---|",
         ]
         lines += [f"| {r['name']} | {r['calls']} | {r['seconds']:.2f} | {r['share']:.1%} |" for r in table]
+    lines += [
+        "",
+        "## How cost grows",
+        "",
+        "Against sequence length, rows of a step, group size and rows decoded together: [scaling.md](scaling.md), "
+        "written by `python benchmarks/scaling.py`.",
+        "",
+        "![ms per token against sequence length, rows, group size and rows decoded together](scaling.svg)",
+    ]
     return "\n".join(lines) + "\n"
 
 
