@@ -166,12 +166,14 @@ def page(
     results: dict[str, Any], found: dict[str, Any], tables: dict[str, Any], peak: float, args: argparse.Namespace
 ) -> str:
     """The results as a page."""
+    from melior.policies.language import DEFAULT_BUDGET as budget
+
     lines = [
         "# Benchmark results",
         "",
         "Written by `python benchmarks/run.py`; do not edit. SmolLM2-135M-Instruct, LoRA r = 16 on every matrix, fp32, "
-        f"{args.threads} threads, {args.rounds} interleaved round(s). Same rows, same ids, same adapter, same AdamW on "
-        "both sides. SFT: "
+        f"{args.threads} threads, micro-batches of at most {budget} tokens, {args.rounds} interleaved round(s). Same "
+        "rows, same ids, same adapter, same AdamW on both sides. SFT: "
         f"{args.sft_steps} steps of 16 mixed reasoning rows. GRPO: "
         f"{args.grpo_steps} step(s) of 8 prompts × 8 "
         "completions of exactly 32 tokens, generation included. "

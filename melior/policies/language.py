@@ -27,7 +27,7 @@ from melior.types import Demonstration, Preference, Rated, Record, Sampling
 
 log = logging.getLogger(__name__)
 
-DEFAULT_BUDGET = 640  # nodes of one micro-batch: full matrix speed on two cores, about 1 GB at 135M parameters
+DEFAULT_BUDGET = 896  # nodes of one micro-batch: near full matrix speed, about 1.1 GB at 135M (docs/experiments.md)
 
 
 class LanguagePolicy:
