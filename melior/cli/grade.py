@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from melior.cli.evaluate import grader_of
-from melior.cli.output import JSON, STORE, first_line, interval, say, say_json, say_table, told, warn
+from melior.cli.output import JSON, STORE, first_line, interval, say, say_json, say_table, shown, told, warn
 from melior.cli.progress import Progress
 from melior.errors import ConfigError
 
@@ -56,6 +58,8 @@ def grade(
 
     if model is not None and output_column is not None:
         raise ConfigError("outputs come from --model or from --output-column; give one of the two")
+    if model is not None and label_column is not None:
+        raise ConfigError("--label-column says what people thought of outputs in the file; leave it out with --model")
     spec = grader_of(grader)
     asked = _Asked(rows, output_column, model, label_column, limit, n, max_tokens, temperature, seed)
     grading = Grading(processes=processes, timeout_s=timeout_s)
@@ -69,27 +73,25 @@ def grade(
         say_json(found.to_json())
     else:
         show(found)
+    if found.rows >= limit:
+        warn(f"note: --limit {limit} was reached, and no row after the first {limit:,} was looked at")
     if not found.graded:
         raise typer.Exit(1)
 
 
+@dataclass(frozen=True)
 class _Asked:
     """Where the outputs come from."""
 
-    def __init__(
-        self,
-        rows: str,
-        output_column: str | None,
-        model: str | None,
-        label_column: str | None,
-        limit: int,
-        n: int,
-        max_tokens: int,
-        temperature: float,
-        seed: int,
-    ) -> None:
-        self.rows, self.output_column, self.model, self.label_column = rows, output_column, model, label_column
-        self.limit, self.n, self.max_tokens, self.temperature, self.seed = limit, n, max_tokens, temperature, seed
+    rows: str
+    output_column: str | None
+    model: str | None
+    label_column: str | None
+    limit: int
+    n: int
+    max_tokens: int
+    temperature: float
+    seed: int
 
     def outputs(self, store: Any, progress: Progress) -> list[Given]:
         """Those in the file, or those that the model gives."""
@@ -110,13 +112,7 @@ class _Asked:
         progress(f"loading {first_line(self.model, 40)}", 0, 1)
         policy = LanguagePolicy.load(find_model(self.model, store).path)
         check_room(policy, tasks, sampling)
-        return sample_outputs(
-            policy,
-            tasks,
-            sampling,
-            label_column=self.label_column,
-            report=lambda done, total: progress("sampling", done, total),
-        )
+        return sample_outputs(policy, tasks, sampling, report=lambda done, total: progress("sampling", done, total))
 
 
 def show(run: DryRun) -> None:
@@ -135,7 +131,7 @@ def show(run: DryRun) -> None:
     _show_examples("lowest", run.lowest)
     _show_examples("highest", run.highest)
     for warning in run.warnings:
-        warn(f"warning: {warning}")
+        warn(f"warning: {shown(warning)}")
 
 
 def _show_rewards(run: DryRun) -> None:
@@ -172,7 +168,7 @@ def _show_parts(run: DryRun) -> None:
     for part in run.parts:
         numbers = (part.mean, part.deviation, part.low, part.high)
         correlation = "—" if part.correlation is None else f"{part.correlation:.2f}"
-        rows.append((part.name, part.count, *(f"{number:.3f}" for number in numbers), correlation))
+        rows.append((first_line(part.name, WIDTH), part.count, *(f"{number:.3f}" for number in numbers), correlation))
     say_table(["part", "outputs", "mean", "deviation", "lowest", "highest", "with the whole"], rows)
 
 
@@ -184,9 +180,15 @@ def _show_agreement(found: Agreement) -> None:
         "accuracy": found.accuracy,
         "kappa": found.kappa,
     }
-    rows = [(name, interval(value.to_json())) for name, value in measures.items() if value is not None]
+    rows = [
+        (name, interval(value.to_json()) if math.isfinite(value.estimate) else "— (all rewards are equal)")
+        for name, value in measures.items()
+        if value is not None
+    ]
     say_table([f"agreement with {found.rows:,} labels", "95 % interval"], rows)
-    if found.threshold is not None:
+    if found.threshold == math.inf:
+        say("accuracy and kappa where no output counts as good: no reward tells good from bad better than that")
+    elif found.threshold is not None:
         say(f"accuracy and kappa where a reward of {found.threshold:.3g} or more counts as good, chosen on these rows")
 
 
@@ -213,4 +215,5 @@ def _text(value: Any) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds * 1000:.2g} ms" if seconds < 1 else f"{seconds:.2g} s"
+    number, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
+    return f"{number:,.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"

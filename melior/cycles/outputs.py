@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from melior.cycles.rows import task_of
 from melior.data.conversations import conversation, learnt
-from melior.data.formats import read_examples
+from melior.data.formats import ExampleStream
 from melior.data.readers import Line, Problem, read_rows
 from melior.errors import DataError
 from melior.evaluation.agreement import label_value
@@ -36,19 +37,19 @@ def read_outputs(
 ) -> list[Given]:
     """The outputs of a file's rows, in order.
 
-    With `output_column` any rows will do: the column holds an output, or a list of several, and every column but
-    messages and prompt is the item. Without it the rows must be in a format that has outputs: demonstrations, rated
-    outputs (the rating is the label), preferences (the chosen output is labelled 1, the rejected one 0), or tasks with
-    a column "completion".
+    With `output_column` any rows will do: the column holds an output, or a list of several (then the label column holds
+    one label for all, or a list of one for each), and every column but messages and prompt is the item. Without it the
+    rows must be in a format that has outputs: demonstrations, rated outputs (the rating is the label), preferences (the
+    output that more people chose is labelled 1, the other 0, neither where they tie), or tasks with a column
+    "completion".
 
     Raises:
         DataError: if the rows have no outputs, or a column is missing.
     """
     if output_column is not None:
         return list(_from_columns(path, output_column, label_column, limit))
-    examples = read_examples(path)
-    rows = examples.rows[:limit]
-    if examples.kind == "tasks":
+    rows, kind = _first_examples(path, limit)
+    if kind == "tasks":
         if not any(COMPLETION in row.item for row in rows):
             columns = ", ".join(sorted({key for row in rows for key in row.item})) or "none but the input"
             raise DataError(
@@ -59,12 +60,26 @@ def read_outputs(
     return [given for row in rows for given in _given(row, label_column)]
 
 
+def _first_examples(path: Path, limit: int | None) -> tuple[list[Any], str]:
+    """The first examples of a file and their kind; what comes after them is not read."""
+    stream = ExampleStream(path)
+    rows: list[Any] = []
+    for found in islice(stream, limit):
+        if isinstance(found, Problem):
+            raise DataError(f"{path}, {found}; correct it, or look at the file with melior check")
+        rows.append(found)
+    if stream.format is None:
+        raise DataError(f"{path} has no rows; give some with outputs")
+    return rows, stream.format.kind
+
+
 def _given(row: Demonstration | Rated | Preference, label_column: str | None) -> Iterator[Given]:
     """The outputs of one row."""
     label = _label(row.item, label_column, row.id)
     if isinstance(row, Preference):
-        for output, preferred in ((row.chosen, 1.0), (row.rejected, 0.0)):
-            yield Given(row.id, _record(row.inputs, output, row.item, row.id), preferred if label is None else label)
+        better = None if row.probability == 0.5 else float(row.probability > 0.5)  # a tie prefers neither
+        for output, own in ((row.chosen, better), (row.rejected, None if better is None else 1 - better)):
+            yield Given(row.id, _record(row.inputs, output, row.item, row.id), own if label is None else label)
     elif isinstance(row, Rated):
         own = row.rating if label is None else label
         yield Given(row.id, _record(row.inputs, row.output, row.item, row.id), own)
@@ -93,8 +108,10 @@ def _from_columns(path: Path, column: str, label_column: str | None, limit: int 
             raise DataError(f"{id} has no column {column!r}; its columns are {', '.join(sorted(row))}")
         inputs = next((row[name] for name in INPUTS if name in row), "")
         item = {key: value for key, value in row.items() if key not in INPUTS}
-        label = _label(row, label_column, id)
-        for output in _several(row[column]):
+        if row[column] is None:
+            raise DataError(f"{id} has nothing in column {column!r}, so no output to grade; leave such rows out")
+        outputs = _several(row[column])
+        for output, label in zip(outputs, _labels(row, label_column, id, len(outputs)), strict=True):
             yield Given(id, _record(inputs, output, item, id), label)
 
 
@@ -113,11 +130,22 @@ def _record(inputs: Any, output: Any, item: Mapping[str, Any], group: str) -> Re
 
 
 def _label(columns: Mapping[str, Any], column: str | None, id: str) -> float | None:
+    return _labels(columns, column, id, 1)[0]
+
+
+def _labels(columns: Mapping[str, Any], column: str | None, id: str, outputs: int) -> list[float | None]:
+    """A label for each output of a row: a list has one for each, a single one is that of all."""
     if column is None:
-        return None
+        return [None] * outputs
     if column not in columns:
         raise DataError(f"{id} has no column {column!r} for a label; its columns are {', '.join(sorted(columns))}")
-    return label_value(columns[column])
+    labels = columns[column] if isinstance(columns[column], list) else [columns[column]] * outputs
+    if len(labels) != outputs:
+        raise DataError(f"{id} has {len(labels)} labels in {column!r} for {outputs} outputs; give each output its own")
+    try:
+        return [label_value(label) for label in labels]
+    except DataError as error:
+        raise DataError(f"{id}: {error}") from None
 
 
 def sample_outputs(
@@ -125,7 +153,6 @@ def sample_outputs(
     tasks: Sequence[Task],
     sampling: Sampling,
     *,
-    label_column: str | None = None,
     report: Callable[[int, int], None],
 ) -> list[Given]:
     """What a policy answers to the tasks, `sampling.n` times each."""
@@ -135,8 +162,7 @@ def sample_outputs(
         records = policy.sample([task.inputs for task in part], sampling)
         for index, record in enumerate(records):
             task = part[index // sampling.n]
-            label = _label(task.item, label_column, task.id)
-            found.append(Given(task.id, replace(record, item=task.item, group=task.id), label))
+            found.append(Given(task.id, replace(record, item=task.item, group=task.id)))
         report(start + len(part), len(tasks))
     return found
 

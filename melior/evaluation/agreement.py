@@ -49,7 +49,7 @@ class Agreement:
 
 
 def label_value(label: Any) -> float | None:
-    """A label as a number, yes and no as 1 and 0; None where there is none.
+    """A label as a number, yes and no as 1 and 0; None where there is none (nothing, or NaN).
 
     Raises:
         DataError: for words that are neither.
@@ -61,11 +61,12 @@ def label_value(label: Any) -> float | None:
     if isinstance(label, str) and label.strip().lower() in WORDS:
         return WORDS[label.strip().lower()]
     try:
-        return float(label)
+        number = float(label)
     except (TypeError, ValueError):
         raise DataError(
             f"a label is {str(label)!r:.40}, which is no number, boolean or one of {', '.join(WORDS)}; map it to one"
         ) from None
+    return number if math.isfinite(number) else None  # "NaN" is how tables write that there is none
 
 
 def agreement(

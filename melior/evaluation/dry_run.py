@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,7 @@ def dry_run(grader: str, graded: Sequence[Graded], *, threshold: float | None = 
     """The report on a grader's scores; outputs of one row are those that share an id.
 
     Raises:
-        DataError: if there is no output, or labels are given that nothing can agree with.
+        DataError: if there is no output.
     """
     if not graded:
         raise DataError("0 outputs to grade; give rows with outputs, or a model to sample some from")
@@ -127,6 +127,7 @@ def dry_run(grader: str, graded: Sequence[Graded], *, threshold: float | None = 
     several = [found for found in by_row.values() if len(found) > 1]
     seconds = np.array([one.score.seconds for one in graded])
     ordered = sorted(valued, key=lambda pair: pair[1])
+    agreed, obstacle = _agreement(valued)
     found = DryRun(
         grader=grader,
         rows=len({one.id for one in graded}),
@@ -152,13 +153,13 @@ def dry_run(grader: str, graded: Sequence[Graded], *, threshold: float | None = 
             (one.id, one.score.seconds) for one in sorted(graded, key=lambda one: -one.score.seconds)[:SLOWEST]
         ),
         parts=_parts(valued),
-        agreement=_agreement(valued),
+        agreement=agreed,
         tokens=_tokens(graded),
         lowest=tuple(_shown(one, value) for one, value in ordered[:SHOWN]),
         highest=tuple(_shown(one, value) for one, value in reversed(ordered[-SHOWN:]) if value > ordered[0][1]),
         warnings=(),
     )
-    return DryRun(**{**vars(found), "warnings": tuple(_warnings(found))})
+    return replace(found, warnings=(*_warnings(found), *obstacle))
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float] | None:
@@ -202,12 +203,16 @@ def _parts(valued: Sequence[tuple[Graded, float]]) -> tuple[Part, ...]:
     return tuple(found)
 
 
-def _agreement(valued: Sequence[tuple[Graded, float]]) -> Agreement | None:
+def _agreement(valued: Sequence[tuple[Graded, float]]) -> tuple[Agreement | None, list[str]]:
+    """How far rewards agree with labels, or a warning that says why nobody can tell."""
     labelled = [(one.id, value, one.label) for one, value in valued if one.label is not None]
     if not labelled:
-        return None
+        return None, []
     ids, scores, labels = zip(*labelled, strict=True)
-    return agreement(scores, labels, clusters=ids)
+    try:
+        return agreement(scores, labels, clusters=ids), []
+    except DataError as error:  # what the grader did is worth telling all the same
+        return None, [f"no agreement with labels: {error}"]
 
 
 def _tokens(graded: Sequence[Graded]) -> dict[str, int]:
@@ -248,6 +253,16 @@ def _warnings(run: DryRun) -> list[str]:
     if any(math.isfinite(part.deviation) and part.deviation == 0 for part in run.parts) and low != high:
         names = ", ".join(part.name for part in run.parts if part.deviation == 0)
         told.append(f"part {names} says the same of every output")
-    if run.agreement is not None and run.agreement.auc is not None and run.agreement.auc.low < 0.5:
-        told.append("the rewards may agree with the labels no better than chance (AUC's interval holds 0.5)")
+    if run.agreement is not None:
+        told += _disagreement(run.agreement)
     return told
+
+
+def _disagreement(found: Agreement) -> list[str]:
+    """What to say of rewards that follow the labels no better than chance, or the other way."""
+    name, measure, chance = ("AUC", found.auc, 0.5) if found.auc is not None else ("Spearman", found.spearman, 0.0)
+    if measure is None or measure.low >= chance:
+        return []
+    if measure.high < chance:
+        return [f"the rewards go against the labels ({name} {measure}): good outputs get less than bad ones"]
+    return [f"the rewards may agree with the labels no better than chance ({name}'s interval holds {chance:g})"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from melior.cli.grade import _duration
 from melior.cli.main import app
 
 GRADERS = """
@@ -77,6 +78,14 @@ def test_preferences_are_two_outputs_and_which_was_chosen(place: Path) -> None:
     assert found["agreement"]["auc"]["estimate"] == 1.0
 
 
+def test_a_tie_prefers_neither_output(place: Path) -> None:
+    pair = {"prompt": "q", "chosen": "long answer", "rejected": "short"}
+    rows = [{**pair, "probability": share} for share in (1.0, 0.7, 0.5)]
+    turned = {"prompt": "q", "chosen": "short", "rejected": "long answer", "probability": 0.2}
+    found = told("graders.py:length", write(place / "pairs.jsonl", *rows, turned))
+    assert (found["outputs"], found["agreement"]["rows"]) == (8, 6) and found["agreement"]["auc"]["estimate"] == 1.0
+
+
 def test_demonstrations_are_graded_as_they_stand(place: Path) -> None:
     call_tool = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
     rows = write(
@@ -100,6 +109,59 @@ def test_any_column_can_hold_the_output_or_several(place: Path) -> None:
     assert (found["rows"], found["outputs"], found["groups"], found["flat_groups"]) == (2, 5, 2, 1)
     assert found["reward"]["estimate"] == pytest.approx(1 / 3) and found["agreement"]["rows"] == 5
     assert told("exact.json", rows, "--output-column", "answer", "--limit", "1")["outputs"] == 1
+
+
+def test_each_of_several_outputs_may_have_its_own_label(place: Path) -> None:
+    rows = write(
+        place / "rows.jsonl",
+        {"answer": "4", "tries": ["4", "5"], "ok": [True, False]},
+        {"answer": "5", "tries": ["4", "5"], "ok": ["no", "yes"]},
+    )
+    found = told("exact.json", rows, "--output-column", "tries", "--label-column", "ok")
+    assert found["agreement"]["rows"] == 4 and found["agreement"]["accuracy"]["estimate"] == 1.0
+    write(rows, {"answer": "4", "tries": ["4", "5"], "ok": [True]})
+    error = call("exact.json", rows, "--output-column", "tries", "--label-column", "ok", code=1).stderr
+    assert "rows.jsonl:1 has 1 labels in 'ok' for 2 outputs" in error
+    write(rows, {"answer": "4", "tries": "4", "ok": "perhaps"})
+    error = call("exact.json", rows, "--output-column", "tries", "--label-column", "ok", code=1).stderr
+    assert "rows.jsonl:1: a label is 'perhaps'" in error
+
+
+def test_rows_beyond_the_limit_are_not_left_out_without_a_word(place: Path) -> None:
+    rows = write(place / "rows.jsonl", *[{"prompt": "q", "completion": "x" * n} for n in range(1, 5)])
+    assert "--limit 3 was reached" in call("graders.py:length", rows, "--limit", 3).stderr
+    assert "limit" not in call("graders.py:length", rows, "--limit", 5).stderr
+    with rows.open("a") as file:
+        file.write("{\n")
+    call("graders.py:length", rows, "--limit", 4)  # what comes after is not even read
+    assert "rows.jsonl, line 5" in call("graders.py:length", rows, "--limit", 5, code=1).stderr
+
+
+def test_rewards_that_tell_nothing_apart_show_no_odd_numbers(place: Path) -> None:
+    rated = [{"prompt": "q", "completion": "x", "label": n == 0} for n in range(3)]
+    shown = call("graders.py:nothing", write(place / "rows.jsonl", *rated)).stdout
+    assert "all rewards are equal" in shown and "where no output counts as good" in shown
+    assert "nan" not in shown and "inf" not in shown
+
+
+def test_names_that_a_reward_function_made_up_do_not_steer_the_terminal(place: Path) -> None:
+    (place / "reward.py").write_text(
+        "def lambda_handler(event, context):\n"
+        "    length, metric = len(event[0]['messages'][-1]['content']), {'name': '\\x1b[31mred', 'value': 1}\n"
+        "    return [{'id': event[0]['id'], 'aggregate_reward_score': length, 'metrics_list': [metric]}]\n"
+    )
+    rows = write(place / "rows.jsonl", *[{"prompt": "q", "completion": text} for text in ("x", "xx")])
+    result = call('{"type": "lambda", "function": "reward.py"}', rows)
+    assert "[31mred" in result.stdout and "[31mred says the same of every output" in result.stderr
+    assert "\x1b" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.00018, "0.18 ms"), (0.0042, "4.2 ms"), (0.123, "123 ms"), (1.5, "1.5 s"), (62.0, "62 s"), (1234.0, "1,234 s")],
+)
+def test_durations_are_plain_numbers(seconds: float, text: str) -> None:
+    assert _duration(seconds) == text
 
 
 def test_tasks_with_a_completion_column_and_without_one(place: Path) -> None:
@@ -129,7 +191,7 @@ def test_failures_and_what_does_not_apply_are_told_apart(place: Path) -> None:
     failure = found["failures"][0]
     assert (failure["count"], failure["id"], failure["kind"]) == (2, "both.jsonl:2", "python_grader_runtime_error")
     assert "graders.py" in failure["traceback"]
-    assert "all 2 labels are 1" in call("graders.py:picky", rows, code=1).stderr
+    assert "no agreement with labels: all 2 labels are 1" in call("graders.py:picky", rows).stderr
 
 
 def test_a_grader_that_says_0_to_all_its_rows_is_warned_of(place: Path) -> None:
@@ -166,12 +228,15 @@ def test_parts_and_the_share_that_passes(place: Path) -> None:
         (("exact.json", "rows.jsonl", "--output-column", "out"), "rows.jsonl:1 has no column 'out'; its columns are"),
         (("exact.json", "rows.jsonl", "--label-column", "ok"), "no column 'ok' for a label"),
         (("exact.json", "rows.jsonl", "--output-column", "x", "--model", "m"), "one of the two"),
+        (("exact.json", "rows.jsonl", "--label-column", "x", "--model", "m"), "leave it out with --model"),
+        (("exact.json", "empty.jsonl", "--output-column", "x"), "empty.jsonl:1 has nothing in column 'x'"),
         (("exact.json", "reasoning_gym:chain_sum"), "tasks without outputs"),
         (("exact.json", "rows.jsonl", "--model", "no-such-model"), "There is no model 'no-such-model'"),
         (('{"type": "label_model"}', "rows.jsonl"), "needs the key 'model'"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(place: Path, arguments: tuple[str, ...], reason: str) -> None:
+    write(place / "empty.jsonl", {"prompt": "q", "x": None})
     write(place / "rows.jsonl", {"prompt": "q", "completion": "x"})
     result = call(*arguments, code=1)
     assert reason in result.stderr.splitlines()[-1], result.stderr

@@ -94,6 +94,10 @@ def test_rows_of_one_input_count_as_one() -> None:
         (" 4 ", 4.0),
         (None, None),
         ("", None),
+        ("NaN", None),
+        (" nan", None),
+        (math.nan, None),
+        ("inf", None),
     ],
 )
 def test_labels_are_read(label: object, value: float | None) -> None:

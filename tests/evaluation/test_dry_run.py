@@ -93,6 +93,24 @@ def test_labels_are_agreed_with() -> None:
     assert run(0.1, 0.2).agreement is None
 
 
+def test_labels_that_nothing_can_agree_with_spoil_no_report() -> None:
+    found = run(0.1, 0.2, 0.9, labels=[1.0, 1.0, 1.0])
+    assert found.agreement is None and found.reward is not None and found.graded == 3
+    assert any("no agreement with labels: all 3 labels are 1" in warning for warning in found.warnings)
+    one = run(0.1, failed("g", "bad"), labels=[1.0, 0.0])
+    assert one.agreement is None and any("1 scores and 1 labels" in warning for warning in one.warnings)
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0], [1.0, 5.0]], ids=["yes or no", "ratings"])
+def test_rewards_against_the_labels_are_told_apart_from_chance(labels: list[float]) -> None:
+    rewards = [index / 40 for index in range(40)]
+    bad, good = [labels[index < 20] for index in range(40)], [labels[index >= 20] for index in range(40)]
+    chance = [labels[index % 2] for index in range(40)]
+    assert any("go against the labels" in warning for warning in run(*rewards, labels=bad).warnings)
+    assert any("no better than chance" in warning for warning in run(*rewards, labels=chance).warnings)
+    assert not any("labels" in warning for warning in run(*rewards, labels=good).warnings)
+
+
 @pytest.mark.parametrize(
     ("scores", "warning"),
     [
