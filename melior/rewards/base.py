@@ -192,8 +192,24 @@ def _call(number: int, call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text_of(output: Any) -> str:
-    """A string as it is, anything else as JSON."""
-    return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+    """A string as it is, anything else as JSON.
+
+    Raises:
+        GraderError: if it cannot be written as JSON.
+    """
+    try:
+        return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        kind = type(output).__name__
+        raise GraderError(f"a value of type {kind} cannot be written as text: {error}; use JSON values") from None
+
+
+def output_messages(output: Any) -> list[dict[str, Any]]:
+    """What an output adds to its conversation: its own messages where it has roles, else one of the assistant's."""
+    messages = output if isinstance(output, list) and output else [output]
+    if all(isinstance(message, Mapping) and "role" in message for message in messages):
+        return [dict(message) for message in messages]
+    return [{"role": "assistant", "content": text_of(output)}]
 
 
 def nearest(word: Any, words: Iterable[str]) -> str:

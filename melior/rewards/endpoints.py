@@ -70,7 +70,8 @@ class Endpoint:
         """One score per record, in order; a batch that is not answered fails whole, a record without answer alone."""
         self.load()
         headers = self._headers()
-        return in_batches(records, self.batch_size, self.concurrency, lambda part: self._ask(part, headers))
+        sizes = self.batch_size, self.concurrency
+        return in_batches(self.name, self.form, records, *sizes, lambda part: self._ask(part, headers))
 
     def _ask(self, records: Sequence[Record], headers: Mapping[str, str]) -> list[Score]:
         try:
@@ -81,11 +82,6 @@ class Endpoint:
             return [failed(self.name, str(error), kind=UNANSWERED)] * len(records)
         except GraderError as error:
             return [failed(self.name, str(error), kind=error.kind)] * len(records)
-        except (TypeError, ValueError, RecursionError) as error:
-            told = f"{self.name} cannot be sent this record: {error}; use JSON values in inputs and item"
-            if len(records) == 1:
-                return [failed(self.name, told)]
-            return [self._ask([record], headers)[0] for record in records]  # one record's fault is not the others'
 
     def _headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}
@@ -101,14 +97,26 @@ class Endpoint:
 
 
 def in_batches(
-    records: Sequence[Record], size: int, concurrency: int, ask: Callable[[Sequence[Record]], list[Score]]
+    name: str,
+    form: Form,
+    records: Sequence[Record],
+    size: int,
+    concurrency: int,
+    ask: Callable[[Sequence[Record]], list[Score]],
 ) -> list[Score]:
-    """The scores of all records, asked for in batches of `size`, `concurrency` at once, in order."""
-    parts = [records[start : start + size] for start in range(0, len(records), size)]
-    if len(parts) < 2:
-        return [score for part in parts for score in ask(part)]
-    with ThreadPoolExecutor(min(concurrency, len(parts)), thread_name_prefix="reward") as threads:
-        return list(chain.from_iterable(threads.map(ask, parts)))
+    """The scores of all records, asked for in batches of `size`, `concurrency` at once, in order.
+
+    A record that cannot be written into an event fails alone, and is not asked for.
+    """
+    faults = {index: fault for index, record in enumerate(records) if (fault := form.fault(record))}
+    sent = [record for index, record in enumerate(records) if index not in faults]
+    parts = [sent[start : start + size] for start in range(0, len(sent), size)]
+    with ThreadPoolExecutor(max(1, min(concurrency, len(parts))), thread_name_prefix="reward") as threads:
+        scores = chain.from_iterable(threads.map(ask, parts))
+        return [
+            failed(name, f"{name} cannot be sent this record: {faults[index]}") if index in faults else next(scores)
+            for index in range(len(records))
+        ]
 
 
 def http_grader(spec: Mapping[str, Any], name: str | None, *, rules: Rules | None = None) -> Endpoint:

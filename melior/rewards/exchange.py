@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from melior.data.conversations import conversation
-from melior.errors import GraderError
-from melior.rewards.base import checked, failed, text_of
+from melior.errors import GraderError, MeliorError
+from melior.rewards.base import checked, failed, output_messages, text_of
 from melior.types import Record, Score
 
 REFERENCE = "reference_answer"
@@ -40,13 +40,30 @@ class Form:
     reference_column: str = REFERENCE  # the column that is sent as reference_answer
 
     def events(self, records: Sequence[Record]) -> list[dict[str, Any]]:
-        """One event per record; the ids are a function of position and content."""
+        """One event per record; the ids are a function of position and content.
+
+        Raises:
+            GraderError: if an item lacks the reference column that was asked for.
+        """
         return [self._event(index, record) for index, record in enumerate(records)]
+
+    def fault(self, record: Record) -> str:
+        """Why no event can be sent of a record; empty if one can."""
+        try:
+            json.dumps(self._event(0, record), allow_nan=False)
+        except MeliorError as error:
+            return str(error)
+        except (TypeError, ValueError, RecursionError) as error:
+            return f"{error}; use JSON values in inputs and item"
+        return ""
 
     def _event(self, index: int, record: Record) -> dict[str, Any]:
         messages, metadata = self._messages(record), dict(record.item)
         if self.reference_column in metadata:
             metadata[REFERENCE] = metadata[self.reference_column]
+        elif self.reference_column != REFERENCE:
+            told = ", ".join(sorted(metadata)) or "none"
+            raise GraderError(f"the item has no column {self.reference_column!r} to send as {REFERENCE}; it has {told}")
         content = json.dumps([messages, metadata], sort_keys=True, default=str)
         digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         event: dict[str, Any] = {"id": f"{digest[:12]}-{index}", "messages": messages, "metadata": metadata}
@@ -55,15 +72,8 @@ class Form:
         return event
 
     def _messages(self, record: Record) -> list[dict[str, Any]]:
-        inputs = conversation(record.inputs).messages
-        output = record.output
-        if isinstance(output, list):  # messages: several turns of the policy and its tools
-            last = [dict(message) for message in output]
-        elif isinstance(output, Mapping) and "role" in output:
-            last = [dict(output)]
-        else:
-            last = [{"role": "assistant", "content": text_of(output)}]
-        return [self._message(message) for message in (*inputs, *last)]
+        messages = (*conversation(record.inputs).messages, *output_messages(record.output))
+        return [self._message(message) for message in messages]
 
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         told = {key: value for key, value in message.items() if key != "weight"}

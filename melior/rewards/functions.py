@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from melior.data.conversations import conversation
 from melior.errors import GraderError
-from melior.rewards.base import checked, sample_of, text_of
+from melior.rewards.base import checked, output_messages, sample_of
 from melior.types import Record, Score
 
 
@@ -86,7 +86,7 @@ def _settled(value: Any) -> Any:
 def _trl_arguments(record: Record, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """Lists of one, by the names TRL gives them; only those the function takes."""
     chat = record.inputs is not None and not isinstance(record.inputs, str)
-    completion = [{"role": "assistant", "content": text_of(record.output)}] if chat else record.output
+    completion = output_messages(record.output) if chat else record.output
     offered: dict[str, Any] = {
         **{column: [value] for column, value in record.item.items()},
         "prompts": [[dict(message) for message in conversation(record.inputs).messages] if chat else record.inputs],

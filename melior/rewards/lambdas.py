@@ -124,6 +124,7 @@ class Deployed:
         try:
             import boto3
             from botocore.config import Config
+            from botocore.exceptions import BotoCoreError
         except ImportError:
             raise GraderError("a function in AWS needs boto3; pip install 'melior[aws]'") from None
         region = ARN.fullmatch(self.arn)
@@ -134,13 +135,16 @@ class Deployed:
             max_pool_connections=self.concurrency,
             retries={"total_max_attempts": 4, "mode": "standard"},
         )
-        return boto3.client("lambda", region_name=region["region"], config=config)
+        try:
+            return boto3.client("lambda", region_name=region["region"], config=config)
+        except BotoCoreError as error:  # a profile that is not there
+            raise GraderError(f"grader {self.name} cannot ask AWS: {error}") from None
 
     def load(self) -> None:
         """Make the client; nothing is sent.
 
         Raises:
-            GraderError: if boto3 is not installed.
+            GraderError: if boto3 is not installed, or cannot be set up.
         """
         self.client  # noqa: B018  (made by one thread, before several use it)
 
@@ -151,7 +155,7 @@ class Deployed:
     def grade_many(self, records: Sequence[Record]) -> list[Score]:
         """One score per record, in order; an invocation that fails costs its batch."""
         self.load()
-        return in_batches(records, self.batch_size, self.concurrency, self._invoke)
+        return in_batches(self.name, self.form, records, self.batch_size, self.concurrency, self._invoke)
 
     def _invoke(self, records: Sequence[Record]) -> list[Score]:
         from botocore.exceptions import BotoCoreError, ClientError

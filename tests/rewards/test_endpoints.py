@@ -223,6 +223,24 @@ def test_what_cannot_be_sent_costs_its_own_output() -> None:
     assert all("JSON values" in scores[index].error for index in (1, 2))
 
 
+def test_a_row_without_the_reference_that_was_asked_for_fails_alone() -> None:
+    rows = records(3)
+    rows[1] = Record(inputs="question 1", output="a", item={"answr": 1})
+    rows[0], rows[2] = (Record(inputs=row.inputs, output="a", item={"answer": 1}) for row in (rows[0], rows[2]))
+    with serving(honest) as server:
+        scores = graded({"url": server.url, "reference_column": "answer"}, rows)
+    assert [score.value for score in scores] == [0, None, 2]
+    assert "has no column 'answer' to send as reference_answer; it has answr" in scores[1].error
+    assert [len(request.json) for request in server.requests] == [2]
+
+
+def test_a_row_that_is_no_conversation_fails_alone() -> None:
+    rows = [Record(inputs=inputs, output="a") for inputs in ("question 0", {"features": [1, 2]}, "question 2")]
+    with serving(honest) as server:
+        scores = graded({"url": server.url}, rows)
+    assert [score.value for score in scores] == [0, None, 2] and "list of messages" in scores[1].error
+
+
 def test_headers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = {"type": "http", "headers_env": {"Authorization": "REWARD_TOKEN"}}
     with serving(honest) as server:

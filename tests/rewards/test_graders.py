@@ -133,6 +133,15 @@ def test_trl_functions_get_lists_of_one_by_their_names() -> None:
     chat = [{"role": "user", "content": "q"}]
     grade(everything, inputs=chat, completions="a column of this name does not win")
     assert (seen["prompts"], seen["completions"]) == ([chat], [[{"role": "assistant", "content": "four"}]])
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    looked = [call, {"role": "tool", "content": "4"}, {"role": "assistant", "content": "four"}]
+    for output, messages in (
+        (call, [call]),
+        (looked, looked),
+        (["x", 1], [{"role": "assistant", "content": '["x", 1]'}]),
+    ):
+        grade(everything, output, inputs=chat)
+        assert seen["completions"] == [messages]
 
     def few(completions: list[str], answer: list[str]) -> list[float]:
         return [float(completions == answer)]

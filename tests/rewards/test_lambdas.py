@@ -210,8 +210,8 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Any:
     return load_grader(lambda_of(ARN, batch_size=2, concurrency=1))
 
 
-def invoked(grader: Any, rows: list[Record], *answers: dict[str, Any]) -> list[Score]:
-    """The scores where AWS answers so, one answer per batch of two; the real client checks every parameter."""
+def invoked(grader: Any, rows: list[Record], *answers: dict[str, Any], sent: list[Record] | None = None) -> list[Score]:
+    """The scores where AWS answers so, one answer per batch of two rows sent; the client checks every parameter."""
     from io import BytesIO
 
     from botocore.response import StreamingBody
@@ -219,7 +219,7 @@ def invoked(grader: Any, rows: list[Record], *answers: dict[str, Any]) -> list[S
 
     with Stubber(grader.client) as stub:
         for number, given in enumerate(answers):
-            part = rows[2 * number : 2 * number + 2]
+            part = (sent or rows)[2 * number : 2 * number + 2]
             payload = json.dumps(grader.form.events(part)).encode()
             expected = {"FunctionName": ARN, "InvocationType": "RequestResponse", "Payload": payload}
             if "code" in given:
@@ -246,3 +246,19 @@ def test_a_deployed_function_is_invoked_in_batches(deployed: Any) -> None:
     assert [score.value for score in scores] == [0, 1, None, None, None, None]
     assert "Sandbox.Timedout: Task timed out" in scores[2].error and "slow down" in scores[4].error
     assert deployed.client.meta.region_name == "eu-west-1"
+
+
+def test_what_cannot_be_sent_to_a_deployed_function_fails_alone(deployed: Any) -> None:
+    rows = [record("a", n=1), record("b", n=float("nan")), record("c", n=3)]
+    sent = [rows[0], rows[2]]
+    ids = [event["id"] for event in deployed.form.events(sent)]
+    answered = {"answer": [{"id": id, "aggregate_reward_score": number} for number, id in enumerate(ids)]}
+    scores = invoked(deployed, rows, answered, sent=sent)
+    assert [score.value for score in scores] == [0, None, 1] and "JSON values" in scores[1].error
+
+
+def test_a_profile_that_is_not_there_is_told_at_once(deployed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # which remembers its profile
+    monkeypatch.setenv("AWS_PROFILE", "nowhere")
+    with pytest.raises(GraderError, match=r"grader reward cannot ask AWS: .*nowhere"):
+        deployed.load()
