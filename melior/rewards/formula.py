@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ _TOKEN = re.compile(
 
 Values = Mapping[str, float]
 Term = Callable[[Values], float]
+Operation = Callable[[float, float], float]
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,12 @@ class _Parser:
         """Powers multiplied and divided, from left to right."""
         return self._chain(self.signed, {"*": lambda a, b: a * b, "/": lambda a, b: a / b})
 
-    def _chain(self, part: Callable[[], Term], signs: Mapping[str, Callable[[float, float], float]]) -> Term:
-        term = part()
+    def _chain(self, part: Callable[[], Term], signs: Mapping[str, Operation]) -> Term:
+        first = part()
+        rest: list[tuple[Operation, Term]] = []
         while sign := self._take(*signs):
-            term = _both(signs[sign], term, part())
-        return term
+            rest.append((signs[sign], part()))
+        return _folded(first, rest) if rest else first
 
     def signed(self) -> Term:
         """A power with any number of signs before it."""
@@ -214,7 +216,19 @@ class _Parser:
         return lambda values: float(function(*(argument(values) for argument in arguments)))
 
 
-def _both(operate: Callable[[float, float], float], left: Term, right: Term) -> Term:
+def _folded(first: Term, rest: Sequence[tuple[Operation, Term]]) -> Term:
+    """One loop however long the sum is: a call inside a call for each sign would exhaust Python's stack."""
+
+    def term(values: Values) -> float:
+        total = first(values)
+        for operate, operand in rest:
+            total = operate(total, operand(values))
+        return total
+
+    return term
+
+
+def _both(operate: Operation, left: Term, right: Term) -> Term:
     return lambda values: operate(left(values), right(values))
 
 
@@ -222,6 +236,13 @@ def _negative(term: Term) -> Term:
     return lambda values: -term(values)
 
 
-def _power(base: float, exponent: float) -> Any:
-    """As in mathematics; a complex result is no number to `float`, which says so."""
-    return base**exponent
+def _power(base: float, exponent: float) -> float:
+    """As in mathematics, of real numbers.
+
+    Raises:
+        ValueError: if the result is complex, of which `abs` would make a number again.
+    """
+    result: Any = base**exponent
+    if isinstance(result, complex):
+        raise ValueError
+    return float(result)

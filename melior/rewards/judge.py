@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from melior.errors import ConfigError, GraderError
-from melior.rewards.base import failed, nearest, sample_of
+from melior.rewards.base import failed, nearest, sample_of, text_of
 from melior.rewards.similarity import threshold_of
 from melior.rewards.templates import OutputLacks, Template, parse_template
 from melior.types import Record, Sampling, Score
@@ -41,6 +41,7 @@ SCORE = (
 LABEL = "Answer with exactly one of these labels, and nothing else: {labels}"
 
 _NUMBER = re.compile(r"\s*(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<rest>.*)", re.DOTALL)
+_GOES_ON = re.compile(r'[\]}].*|,\s*(".*)?', re.DOTALL)  # what JSON allows after a number; not the ,5 of 0,5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class Prompt:
     def render(self, record: Record, ending: str) -> Messages:
         """The messages for one record; output is marked as such, and the last word to the judge is `ending`."""
         sample = sample_of(record)
-        mark = _mark(sample["output_text"])
+        mark = _mark(text_of(sample["choices"]))  # all of the output: tool calls have no text
         messages, marked = [], False
         for role, template in self.messages:
             text = ""
@@ -92,7 +93,7 @@ class Prompt:
 
 
 def _mark(text: str) -> str:
-    """Eight letters that follow from the text and that its writer could not know; letters, as scores are digits."""
+    """Eight letters that follow from the output and that its writer could not know; letters, as scores are digits."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return "".join(chr(ord("a") + byte % 26) for byte in digest[:8])
 
@@ -200,11 +201,11 @@ class ScoreModel(_Asking):
 
 
 def number_of(result: Written) -> float | None:
-    """The number in a judge's last blank, or None: words, fractions and two numbers are not one."""
+    """The number in a judge's last blank, or None: words, fractions, 0,5 and two numbers are not one."""
     found = _NUMBER.fullmatch(result.text)
-    if found is None or (found["rest"] and found["rest"][0] not in ",]}"):
+    if found is None or (found["rest"] and not _GOES_ON.fullmatch(found["rest"])):
         return None
-    if not result.complete and "." not in found["number"]:
+    if not result.complete and not found["rest"] and not re.fullmatch(r"[-+]?\d*\.\d+", found["number"]):
         return None  # digits may be missing, so it may be of another size
     value = float(found["number"])
     return value if math.isfinite(value) else None

@@ -152,6 +152,7 @@ def test_unknown_names_are_told_apart_from_bad_formulas() -> None:
         ("sqrt(quality_2)", "no real value"),
         ("log(0)", "no real value"),
         ("quality_2 ^ 0.5", "no real value"),
+        ("abs(quality_2 ^ 0.5)", "no real value"),
         ("exp(1000)", "too large"),
         ("9 ^ 9 ^ 9", "too large"),
         ("1e308 * 10", "not finite"),
@@ -160,6 +161,13 @@ def test_unknown_names_are_told_apart_from_bad_formulas() -> None:
 def test_what_has_no_finite_real_value_fails(text: str, reason: str) -> None:
     with pytest.raises(GraderError, match=reason):
         compute(text)
+
+
+@pytest.mark.parametrize("sign", ["+", "*"])
+def test_a_formula_may_be_as_long_as_is_allowed(sign: str) -> None:
+    text = sign.join("1" * (LONGEST // 2))
+    assert len(text) == LONGEST - 1
+    assert compute(text) == (LONGEST // 2 if sign == "+" else 1)
 
 
 def test_a_formula_knows_the_names_it_uses() -> None:
