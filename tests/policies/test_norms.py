@@ -59,6 +59,26 @@ def test_other_norms_are_left_alone(family: str, folder_of: Make) -> None:
     assert not fused_in(fuse_norms(model_of(folder_of(family))))
 
 
+class EpsilonRMSNorm(torch.nn.Module):
+    """What is added under the root has a name of its own."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.weight, self.epsilon = torch.nn.Parameter(torch.ones(8)), epsilon
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs * (inputs.square().mean(-1, keepdim=True) + self.epsilon).rsqrt() * self.weight
+
+
+@pytest.mark.parametrize("norm", [EpsilonRMSNorm(1e-5), torch.nn.RMSNorm(8)], ids=["another name", "no value"])
+def test_a_norm_whose_epsilon_is_not_found_is_left_alone(norm: torch.nn.Module) -> None:
+    """On rows of size one nobody would see it; on those of small embeddings it is a percent and more."""
+    assert not fused_in(fuse_norms(torch.nn.Sequential(norm)))
+    (known,) = fused_in(fuse_norms(torch.nn.Sequential(torch.nn.RMSNorm(8, eps=1e-5))))
+    rows = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)) * 1e-3
+    assert torch.allclose(known(rows), type(known).forward(known, rows), rtol=1e-5, atol=0)
+
+
 def test_half_precision_runs_as_transformers_has_it(folder_of: Make) -> None:
     own, _ = results(model_of(folder_of("llama"), torch.bfloat16))
     ours, _ = results(fuse_norms(model_of(folder_of("llama"), torch.bfloat16)))
