@@ -100,7 +100,8 @@ def _preset(names: Sequence[str], train: str, depth: int) -> dict[str, float]:
         return {}
     tied = not any(re.search(HEAD, name) for name in names)
     if train == "no-embeddings":
-        return {EMBEDDING: 0.0}  # a head that shares the embeddings' matrix is frozen with it
+        # A head that shares the embeddings' matrix is frozen with it; an adapter has none to freeze.
+        return {EMBEDDING: 0.0} if any(re.search(EMBEDDING, name) for name in names) else {}
     if train == "head":
         head = f"{HEAD}|{EMBEDDING}" if tied else HEAD  # tied: the head is the embeddings' matrix
         return {f"^(?!.*(?:{head}|{LAST_NORM}))": 0.0}

@@ -71,6 +71,9 @@ def test_an_adapter_can_train_its_upper_blocks_alone(folder_of: Callable[..., Pa
     assert names and all("lora_" in name for name in names)
     policy.freeze(factors_of(names, train="last-1"))
     assert policy.state() and all(".layers.1." in name for name in policy.state())
+    policy.freeze(factors_of(names, train="no-embeddings"))  # it has none
+    assert any(".layers.0." in name for name in policy.state())
+    policy.freeze(factors_of(names, train="last-1"))
     policy.freeze(factors_of(names))
     assert any(".layers.0." in name for name in policy.state())  # freezing is not for good
 
