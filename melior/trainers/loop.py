@@ -385,6 +385,13 @@ def _measured(terms: list[Term]) -> list[tuple[str, float]]:
 
 
 def _mean(updates: list[Metrics]) -> Metrics:
-    """Each metric's mean over the updates of one step; an update that lacks it had nothing to measure, and counts 0."""
-    names = {name: None for update in updates for name in update}
-    return {name: sum(update.get(name, 0.0) for update in updates) / len(updates) for name in names}
+    """Each metric's mean over the updates of one step.
+
+    A term that an update lacks was 0 there: its rows are counted, and none had a gradient. What rides along with a term
+    is a mean over decisions that were computed, so an update that computed none has no say in it.
+    """
+    told: Metrics = {}
+    for name in dict.fromkeys(name for update in updates for name in update):
+        found = [update[name] for update in updates if name in update]
+        told[name] = sum(found) / (len(found) if "/" in name else len(updates))
+    return told

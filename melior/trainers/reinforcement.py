@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -273,15 +274,23 @@ def _shown(rollout: Rollout) -> dict[str, Any]:
 
 
 def _histograms(rollouts: Sequence[Rollout], longest: int) -> dict[str, Histogram]:
-    """How lengths and rewards are distributed; rewards within [0, 1] share one range, so that steps can be compared."""
+    """How lengths and rewards are distributed; ranges of rewards are round, so that steps can be compared."""
     lengths = torch.tensor([float(len(rollout.record.decisions or ())) for rollout in rollouts])
     rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
     rewards = rewards[torch.isfinite(rewards)]
     found = {"length": Histogram.of(lengths, _edges(0.0, float(max(longest, 1))))}
     if len(rewards):
         low, high = min(0.0, float(rewards.min())), max(1.0, float(rewards.max()))
-        found["reward"] = Histogram.of(rewards, _edges(low, high))
+        found["reward"] = Histogram.of(rewards, _edges(-_round_up(-low), _round_up(high)))
     return found
+
+
+def _round_up(reach: float) -> float:
+    """The next of 0, 1, 2, 5, 10, 20 … that is not less, so that steps share their bins."""
+    if reach <= 1:
+        return 1.0 if reach > 0 else 0.0
+    base = 10.0 ** math.floor(math.log10(reach))
+    return next(base * factor for factor in (1, 2, 5, 10) if base * factor >= reach)
 
 
 def _edges(low: float, high: float) -> tuple[float, ...]:

@@ -235,6 +235,26 @@ def test_every_output_is_in_the_histograms_of_lengths_and_rewards(tmp_path: Path
         assert sum(drawn["length"]["counts"]) == sum(drawn["reward"]["counts"]) == 28
 
 
+def test_steps_share_the_bins_of_their_rewards_wherever_those_lie(tmp_path: Path) -> None:
+    policy = Tabular(LETTERS)
+    odd = Reward(lambda r: Score(value=-0.7 * r.decisions[0] + 0.31 * r.decisions[-1]))
+    config = FitConfig(folder=tmp_path, steps=6)
+    fit(policy, steps_of(policy, odd, n=4, prompts=7), Reinforcement(), config)
+    lines = [json.loads(line)["reward"] for line in (tmp_path / "histograms.jsonl").read_text().splitlines()]
+    ends = {abs(line["edges"][place]) for line in lines for place in (0, -1)}
+    assert ends <= {1.0, 2.0, 5.0} and max(ends) > 1
+    assert all(sum(line["counts"]) == 28 for line in lines)
+
+
+def test_an_update_that_computed_nothing_has_no_say_in_means_over_decisions() -> None:
+    policy = Tabular(("a", "b"))
+    grader = Reward(lambda r: Score(value=float(r.inputs == "a") * r.decisions[0]))
+    config = FitConfig(steps=4, minibatches=2, learning_rate=1e-9)
+    run = fit(policy, steps_of(policy, grader, n=8), Reinforcement(), config)
+    assert all(0 < row["rows"] <= 4 for row in run.metrics)  # the mean of up to eight rows and of none
+    assert [row["policy/ratio"] for row in run.metrics] == pytest.approx([1.0] * 4, abs=1e-3)
+
+
 def test_the_outer_bins_take_what_lies_beyond() -> None:
     found = Histogram.of(torch.tensor([-9.0, 0.0, 0.5, 1.0, 1.5, 99.0, math.nan, math.inf]), (0.0, 0.5, 1.0, 1.5))
     assert found.counts.tolist() == [2, 1, 3] and (found + found).counts.tolist() == [4, 2, 6]
