@@ -86,7 +86,7 @@ def choose(rates: Sequence[float], changes: Sequence[float], start: float) -> Ra
     smooth = _smoothed([change for change in changes if math.isfinite(change)])
     fall = max([0.0, *(-value for value in smooth)])
     told: dict[str, Any] = {"rates": tuple(rates), "changes": tuple(changes), "start": start}
-    if fall < CLEAR * start:
+    if not fall > CLEAR * start:  # nor where the untrained model's loss is not finite
         why = f"the loss fell by {fall:.3f} of {start:.3f} nats at most, which is within its noise"
         return RangeTest(**told, rate=None, reason=why)
     edge = max(index for index, value in enumerate(smooth) if -value >= KEPT * fall)

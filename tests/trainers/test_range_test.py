@@ -63,3 +63,8 @@ def test_the_edge_of_the_basin_decides() -> None:
 def test_where_nothing_was_learnt_no_rate_is_chosen(changes: list[float]) -> None:
     found = choose([1e-6] * len(changes), changes, start=3.0)
     assert found.rate is None and "within its noise" in found.reason
+
+
+@pytest.mark.parametrize("start", [0.0, float("nan")], ids=["nothing to learn", "a broken model"])
+def test_a_start_that_leaves_no_room_chooses_no_rate(start: float) -> None:
+    assert choose([1e-6, 1e-5, 1e-4], [start] * 3, start=start).rate is None
