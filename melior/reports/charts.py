@@ -40,14 +40,18 @@ def line_chart(chart: Chart, steps: int) -> str:
 
 def histogram_chart(title: str, note: str, name: str, rows: Sequence[Row]) -> str:
     """How a quantity was distributed at each step: steps to the right, values upwards, darker where more fell."""
-    columns = list(_columns(name, rows))
-    if not columns:
+    found = [(int(row["step"]), row[name]) for row in rows if _is_histogram(row.get(name))]
+    if not found:
         return ""
-    edges = columns[-1][2]
+    edges = found[-1][1]["edges"]
+    alike = [(step, each) for step, each in found if each["edges"] == edges]
+    if len(alike) < len(found):
+        note += f" {len(found) - len(alike)} of {len(found)} steps had other bins than the last and are not drawn."
+    columns = list(_columns(alike))
     first, last = columns[0][0], columns[-1][1]
     scale = _Scale(first, last, 0.0, float(len(edges) - 1))
-    cells, most = [], max(share for _, _, _, shares in columns for share in shares) or 1.0
-    for left, right, _, shares in columns:
+    cells, most = [], max(share for _, _, shares in columns for share in shares) or 1.0
+    for left, right, shares in columns:
         for index, share in enumerate(shares):
             if share > 0:
                 x, wide = scale.x(left), max(1.0, scale.x(right) - scale.x(left) - 0.5)
@@ -63,13 +67,13 @@ def histogram_chart(title: str, note: str, name: str, rows: Sequence[Row]) -> st
         f'<text x="{LEFT - 6}" y="{scale.y(index) + 4:.1f}" text-anchor="end">{compact(edges[index])}</text>'
         for index in range(0, len(edges), every)
     )
-    final = columns[-1][3]
+    final = columns[-1][2]
     top = max(range(len(final)), key=lambda index: final[index])
     told = f"at the end {final[top]:.0%} lie between {compact(edges[top])} and {compact(edges[top + 1])}"
     body = f'<g class="cells">{"".join(cells)}</g>{labels}{_x_axis(scale)}'
     shown = "".join(
         f"<tr><th>{compact(edges[i])} – {compact(edges[i + 1])}</th>"
-        f"<td>{columns[0][3][i]:.0%}</td><td>{final[i]:.0%}</td></tr>"
+        f"<td>{columns[0][2][i]:.0%}</td><td>{final[i]:.0%}</td></tr>"
         for i in range(len(edges) - 1)
     )
     table = f"<table><thead><tr><th>bin</th><th>first</th><th>last</th></tr></thead><tbody>{shown}</tbody></table>"
@@ -244,19 +248,14 @@ def _table(chart: Chart) -> str:
     return f'<details><summary>Numbers</summary><div class="wide">{table}</div></details>'
 
 
-def _columns(name: str, rows: Sequence[Row]) -> Iterator[tuple[float, float, Sequence[float], list[float]]]:
-    """(first step, one past the last, edges, share in each bin) for stretches of steps with the latest edges."""
-    found = [(int(row["step"]), row[name]) for row in rows if _is_histogram(row.get(name))]
-    if not found:
-        return
-    edges = found[-1][1]["edges"]
-    found = [(step, each) for step, each in found if each["edges"] == edges]
+def _columns(found: Sequence[tuple[int, Row]]) -> Iterator[tuple[float, float, list[float]]]:
+    """(first step, one past the last, share in each bin) for stretches of histograms by step that share their bins."""
     parts = min(COLUMNS, len(found))
     for index in range(parts):
         part = found[index * len(found) // parts : (index + 1) * len(found) // parts]
         counts = [sum(column) for column in zip(*(each["counts"] for _, each in part), strict=True)]
         total = sum(counts) or 1
-        yield part[0][0] + 1.0, part[-1][0] + 2.0, edges, [count / total for count in counts]
+        yield part[0][0] + 1.0, part[-1][0] + 2.0, [count / total for count in counts]
 
 
 def _is_histogram(found: object) -> bool:

@@ -204,7 +204,7 @@ def _curves(run: RunFiles) -> Iterator[Curve]:
 
 def _ends(run: RunFiles, metric: str) -> dict[float, Row]:
     """The evaluations before and after training, at the steps at which they were made."""
-    ends = {0.0: run.before.get(metric), float(max(run.steps, 1)): run.after.get(metric)}
+    ends = {0.0: run.before.get(metric), float(max(run.kept, 1)): run.after.get(metric)}
     return {step: found for step, found in ends.items() if found and number(found.get("estimate")) is not None}
 
 

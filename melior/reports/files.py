@@ -59,6 +59,11 @@ class RunFiles:
         return int(self.metrics[-1]["step"]) + 1 if self.metrics else 0
 
     @property
+    def kept(self) -> int:
+        """Steps after which the weights were kept: the best ones where a metric chose them, else the last."""
+        return int(number(self.status.get("best_step")) or self.steps)
+
+    @property
     def total(self) -> int | None:
         """Steps there were to be."""
         return self.run.get("total")

@@ -58,9 +58,12 @@ def _trends(run: RunFiles) -> Iterator[str]:
     if loss and not run.result.get("warning") and len(loss.points) >= 3:
         best_step, best = min(loss.points, key=lambda point: point[1])
         if loss.last > best + WORSE * abs(best):
+            chosen = run.status.get("best_step") is not None
+            remedy = "train for fewer epochs, or keep the best with fit.best_metric"
+            remedy = f"the weights after step {run.kept} were kept" if chosen else remedy
             yield (
                 f"Held-out loss was lowest at step {best_step:.0f} ({short(best)}) and rose to {short(loss.last)}: "
-                "over-fitting; train for fewer epochs, or keep the best with fit.best_metric."
+                f"over-fitting; {remedy}."
             )
     for name, limit, sentence in (
         ("policy/sampler_gap", GAP, "Sampler and scorer differ by {} nats; log-probs of samples cannot be trusted."),

@@ -47,7 +47,7 @@ def _by_item(run: RunFiles) -> dict[str, list[tuple[str, Row]]]:
             during.setdefault(int(row["step"]), {})[str(row.get("key"))] = row
     moments += [(f"step {step}", during[step]) for step in sorted(during)]
     if run.after:
-        moments = [(when, found) for when, found in moments if when != f"step {run.steps}"]
+        moments = [(when, found) for when, found in moments if when != f"step {run.kept}"]
         moments.append(("after", _examples(run.after.get("examples"))))
     chosen = _spread(moments, MOMENTS)
     keys = dict.fromkeys(key for _, found in chosen for key in found)
