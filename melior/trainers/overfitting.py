@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from melior.errors import DataError
+from melior.reports.findings import WORSE
 from melior.statistics import Interval, mean_interval
 from melior.trainers.supervised import HeldoutLoss
 from melior.types import Demonstration
@@ -40,14 +41,14 @@ class FittingGap:
         self.before = [_row_losses(policy, rows) for rows in (self.train, self.heldout)]
         if not all(self.before):
             raise DataError(f"None of {len(self.train)} training rows has a decision within the context; shorten them")
+        self.probe = HeldoutLoss(policy, self.train)
 
     def __call__(self, policy: Any) -> Mapping[str, float]:
         now = [_row_losses(policy, rows) for rows in (self.train, self.heldout)]
         gap = fitting_gap(*([now[s][row] - self.before[s][row] for row in now[s]] for s in (0, 1)))
-        probe = list(now[0].values())
         return {
             **self.loss(policy),
-            "probe_loss": math.fsum(probe) / len(probe),
+            "probe_loss": self.probe(policy)["heldout_loss"],  # over decisions, as the other side's
             "fitting_gap": gap.estimate,
             "fitting_gap_low": gap.low,
             "fitting_gap_high": gap.high,
@@ -66,8 +67,8 @@ def fitting_gap(train: Sequence[float], heldout: Sequence[float]) -> Interval:
 def overfitting(metrics: Sequence[Mapping[str, float]], *, restored: bool) -> str:
     """What the evaluations say about over-fitting, in a sentence; empty where they say nothing against the run.
 
-    It is over-fitting when held-out loss rose from its lowest point while that of training rows fell or kept still,
-    and the gap between them is beyond chance.
+    It is over-fitting when held-out loss rose from its lowest point by more than noise while that of training rows fell
+    or kept still, and the gap between them is beyond chance.
     """
     seen = [row for row in metrics if math.isfinite(row.get("heldout_loss", math.nan)) and "probe_loss" in row]
     if len(seen) < 2:
@@ -75,7 +76,7 @@ def overfitting(metrics: Sequence[Mapping[str, float]], *, restored: bool) -> st
     best = min(range(len(seen)), key=lambda index: seen[index]["heldout_loss"])
     low, last = seen[best], seen[-1]
     rise, fall = last["heldout_loss"] - low["heldout_loss"], low["probe_loss"] - last["probe_loss"]
-    if rise <= 0 or fall < 0 or not last["fitting_gap_low"] > 0:
+    if rise <= WORSE * abs(low["heldout_loss"]) or fall < 0 or not last["fitting_gap_low"] > 0:
         return ""
     kept = (
         "the weights from there are kept" if restored else "set sft.epochs: auto to stop there and keep those weights"

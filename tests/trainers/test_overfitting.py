@@ -44,6 +44,21 @@ def test_learning_by_heart_is_seen_stopped_and_undone(learner: Callable[..., Lan
     assert gap(policy)["heldout_loss"] == pytest.approx(run.best_value)
 
 
+def test_both_losses_are_means_over_decisions(learner: Callable[..., LanguagePolicy]) -> None:
+    rows = [Demonstration("say a", "cat"), Demonstration("say b", "the cat sat on the mat, the man sat on the hat")]
+    policy = learner()
+    measured = FittingGap(policy, rows, rows)(policy)
+    assert measured["probe_loss"] == pytest.approx(measured["heldout_loss"], rel=1e-6)
+
+
+def test_a_rise_within_noise_is_not_called_over_fitting() -> None:
+    gap = {"fitting_gap": 0.5, "fitting_gap_low": 0.4, "fitting_gap_high": 0.6}
+    looks = [{"step": 9.0, "heldout_loss": 1.0, "probe_loss": 1.0, **gap}]
+    for last, told in ((1.001, False), (1.1, True)):
+        more = [*looks, {"step": 19.0, "heldout_loss": last, "probe_loss": 0.5, **gap}]
+        assert overfitting(more, restored=True).startswith("over-fitting") == told
+
+
 def test_what_is_general_is_not_called_over_fitting(learner: Callable[..., LanguagePolicy]) -> None:
     policy = learner()
     rows = [Demonstration(f"say {number}", "the cat") for number in range(32)]
