@@ -490,6 +490,19 @@ def many_empty_files(item):
         open(f"empty-{number}", "wb").close()
 
 
+def deep_folders(item):
+    for _ in range(3_000):
+        os.mkdir("folder")
+        os.chdir("folder")
+    time.sleep(60)
+
+
+def hidden_folder(item):
+    os.umask(0o400)
+    os.mkdir("hidden")  # its owner may write files into it, and nobody may list them
+    time.sleep(60)
+
+
 def unlinked_files(item):
     kept = []
     for number in range(100_000):

@@ -11,6 +11,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -231,10 +232,14 @@ def opened(level: Level, *, timeout_s: float = 10.0, memory_bytes: int | None = 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def canary() -> Iterator[None]:
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A secret in the environment, and a folder of its own for what is not confined and writes where it stands."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("here"))
     os.environ["MELIOR_CANARY"] = "secret"
     yield
     del os.environ["MELIOR_CANARY"]
+    os.chdir(before)
 
 
 @pytest.fixture(scope="module", params=LEVELS, ids=[level.name for level in LEVELS])
@@ -356,17 +361,40 @@ def test_printing_without_end_and_setting_alarms_hurts_nobody(pool: GraderPool) 
     assert attempted(pool, "nothing").value == 4.0
 
 
+def folders_of(guardians: set[int]) -> list[Path]:
+    """What these processes have left of their working folders."""
+    found = Path(tempfile.gettempdir()).glob("melior-sandbox-*")
+    return [path for path in found if int(path.name.split("-")[2]) in guardians]
+
+
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
 @pytest.mark.parametrize("name", ["many_files", "many_empty_files", "unlinked_files"])
 def test_a_disk_cannot_be_filled(level: Level, name: str) -> None:
-    before = list(Path(os.environ.get("TMPDIR", "/tmp")).glob("melior-sandbox-*"))
+    before = descendants(os.getpid())
     with opened(level, timeout_s=60) as pool:
+        guardians = descendants(os.getpid()) - before
         score = attempted(pool, name)
-        assert score.value is None and score.seconds < 30
+        assert score.value is None
         assert "Errno 28" in score.error or "its working folder held" in score.error or "Errno 24" in score.error, score
-    assert [
-        path for path in Path(os.environ.get("TMPDIR", "/tmp")).glob("melior-sandbox-*") if path not in before
-    ] == []
+    assert guardians and folders_of(guardians) == []
+
+
+@pytest.mark.skipif(Level.L2 not in LEVELS, reason="level 2 does not hold here")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("deep_folders", "folders inside one another"),
+        pytest.param("hidden_folder", "cannot be looked into", marks=pytest.mark.skipif(ROOT, reason="root sees all")),
+    ],
+)
+def test_no_shape_of_a_folder_hides_it_or_stops_the_next_sandbox(name: str, told: str) -> None:
+    before = descendants(os.getpid())
+    with opened(Level.L2, timeout_s=60) as pool:
+        guardians = descendants(os.getpid()) - before
+        score = attempted(pool, name)
+        assert score.value is None and told in score.error, score
+        assert attempted(pool, "nothing").value == 4.0
+    assert guardians and folders_of(guardians) == []
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import re
 import resource
-import shutil
+import secrets
 import signal
 import site
+import stat
 import sys
 import sysconfig
 import tempfile
@@ -36,6 +37,7 @@ from melior.rewards.sandbox.seccomp import install_filter
 FOLDER = "melior-sandbox-"  # and the process id of the guardian, which removes it
 LOOK_EVERY_MS = 200  # how often the guardian looks at a folder on disk; nobody writes 1 GB in that time
 BLOCK = 4096  # bytes a file takes at least
+DEEPEST = 64  # folders inside one another; looking at them recurses
 FIRST_USER = 2_000_000_000  # plus a process id: user ids up to 2,004,194,304, which no system hands out
 LIBRARIES = (  # what a program needs to load shared libraries, tell the time and draw random numbers
     "/lib",
@@ -108,24 +110,58 @@ class Sandbox:
         install_filter(os.getpid())
 
     def overfull(self) -> str:
-        """What to say of a folder that holds more than it may; empty if it does not."""
-        held, most = self._held(), self.confinement.folder_bytes
+        """What to say of a folder that holds more than it may, or hides what it holds; empty if it does neither."""
+        if self.folder is None:
+            return ""
+        held, most, refused = 0, self.confinement.folder_bytes, list[OSError]()
+        above = self.folder.count(os.sep)
+        for place, folders, files, descriptor in os.fwalk(self.folder, onerror=refused.append):
+            if place.count(os.sep) - above > DEEPEST:
+                return f"its working folder held more than {DEEPEST} folders inside one another"
+            held += BLOCK * len(folders) + sum(_size(name, descriptor) for name in files)
+        if any(isinstance(error, PermissionError) for error in refused):
+            return "its working folder held a folder that cannot be looked into"
         return f"its working folder held {held >> 20} MB, it may hold {most >> 20} MB" if held > most else ""
-
-    def _held(self) -> int:
-        """Bytes in the folder, a block for each file at least; symbolic links are not followed."""
-        total = 0
-        for _, folders, files, descriptor in os.fwalk(self.folder) if self.folder is not None else ():
-            total += BLOCK * len(folders)
-            for name in files:
-                with suppress(OSError):
-                    total += max(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_blocks * 512, BLOCK)
-        return total
 
     def remove(self) -> None:
         """Remove the folder; symbolic links in it are not followed."""
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _remove(self.folder)
+
+
+def _size(name: str, folder: int) -> int:
+    """Bytes that a file takes, a block at least; symbolic links are not followed."""
+    try:
+        return max(os.stat(name, dir_fd=folder, follow_symlinks=False).st_blocks * 512, BLOCK)
+    except OSError:  # it is gone
+        return 0
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder that nobody writes into any more; where something cannot be removed, the rest stays.
+
+    Folders move up until none is inside another: a recursion would end where user code has dug deep enough.
+    """
+    with suppress(OSError):
+        while True:
+            found = list(os.scandir(folder))
+            for entry in found:
+                _unpack(entry.path, folder) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+            if not found:
+                break
+        os.rmdir(folder)
+
+
+def _unpack(path: str, top: str) -> None:
+    """Remove a folder, its files with it; the folders in it move to the top."""
+    os.chmod(path, 0o700)
+    for entry in list(os.scandir(path)):
+        if entry.is_dir(follow_symlinks=False):
+            os.chmod(entry.path, 0o700)  # moving a folder writes into it
+            os.rename(entry.path, os.path.join(top, secrets.token_hex(16)))
+        else:
+            os.unlink(entry.path)
+    os.rmdir(path)
 
 
 def _remove_abandoned() -> None:
@@ -133,8 +169,10 @@ def _remove_abandoned() -> None:
     for path in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
         found = re.fullmatch(rf"{FOLDER}(\d+)-\w+", path.name)
         with suppress(OSError):
-            if found and not os.path.exists(f"/proc/{found[1]}") and path.lstat().st_uid in _ours(int(found[1])):
-                shutil.rmtree(path, ignore_errors=True)
+            status = path.lstat()
+            ours = found and stat.S_ISDIR(status.st_mode) and status.st_uid in _ours(int(found[1]))
+            if found and ours and not os.path.exists(f"/proc/{found[1]}"):
+                _remove(str(path))
 
 
 def _ours(guardian: int) -> tuple[int, int]:
