@@ -83,12 +83,11 @@ def _fault(source: str) -> str:
     try:
         with warnings.catch_warnings():  # of invalid escapes and the like: not ours to print
             warnings.simplefilter("ignore")
-            tree = ast.parse(source)
+            found = list(_bound(ast.parse(source).body))
     except SyntaxError as error:
         return f"cannot be compiled: {error.msg} (line {error.lineno})"
     except (ValueError, RecursionError, MemoryError) as error:  # NUL or half characters; nested too deeply
         return f"cannot be compiled: {str(error) or 'it is nested too deeply'}"
-    found = list(_bound(tree.body))
     if ENTRY not in [name for name, _ in found]:
         return "has no function `grade`; define grade(sample, item)"
     last = [node for name, node in found if name == ENTRY][-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -187,7 +188,7 @@ class GraderPool:
             while (job := self._jobs.get()) is not None:
                 work, future = job
                 if future.set_running_or_notify_cancel():
-                    future.set_result(work(worker))
+                    future.set_result(self._done(work, worker))
         except BaseException as error:
             if not ready.done():
                 ready.set_exception(error)
@@ -195,3 +196,11 @@ class GraderPool:
             raise
         finally:
             worker.stop()
+
+    def _done(self, work: Callable[[Worker], Score], worker: Worker) -> Score:
+        """The score of one call; one for which no process can be had fails, as others wait for this thread."""
+        try:
+            return work(worker)
+        except Exception as error:  # out of memory, of open files, of process numbers
+            name = self.grader.name
+            return failed(name, f"{name} could not be called: {type(error).__name__}: {error}", traceback.format_exc())

@@ -57,6 +57,15 @@ def test_a_source_that_cannot_work_is_refused_before_it_runs(source: str, messag
         load_grader(python(source))
 
 
+@pytest.mark.parametrize("branches", [900, 1500])
+def test_a_source_nested_too_deeply_for_us_is_refused_and_no_crash(branches: int) -> None:
+    source = "x = 0\nif x == 0:\n    pass\n" + "elif x == 1:\n    pass\n" * branches + "def grade(a, b): return 1.0"
+    try:
+        load_grader(python(source))
+    except GraderError as error:
+        assert "nested too deeply" in str(error) or "recursion" in str(error)
+
+
 @pytest.mark.parametrize(
     "source",
     [

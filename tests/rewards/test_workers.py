@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -82,8 +84,8 @@ def closure() -> Callable[..., float]:
 FAULTS = {
     "raise": "raised ValueError: bad luck",
     "exit": "raised SystemExit: 3",
-    "hang": "did not answer within 0.5 s",
-    "hang_in_c": "did not answer within 0.5 s",
+    "hang": "did not answer within 2 s",
+    "hang_in_c": "did not answer within 2 s",
     "os_exit": "exit status 0",
     "segfault": "signal 11",
     "kill_itself": "signal 9",
@@ -97,7 +99,7 @@ HARMLESS = ("flood", "flood_descriptor", "fork_and_return")
 def test_every_fault_comes_back_as_a_failure_and_the_next_call_works(forked: bool) -> None:
     grader = closure() if forked else FAULTY + ":misbehave"
     memory = None if forked else 2 << 30  # a fork of this process has mapped more than that already
-    with GraderPool(grader, processes=1, timeout_s=0.5, memory_bytes=memory) as pool:
+    with GraderPool(grader, processes=1, timeout_s=2, memory_bytes=memory) as pool:
         for fault, error in FAULTS.items():
             if forked and fault == "eat_memory":
                 continue
@@ -109,7 +111,7 @@ def test_every_fault_comes_back_as_a_failure_and_the_next_call_works(forked: boo
 
 
 def test_a_failure_says_where() -> None:
-    with GraderPool(FAULTY + ":misbehave", processes=1, timeout_s=0.5) as pool:
+    with GraderPool(FAULTY + ":misbehave", processes=1, timeout_s=3) as pool:
         raised, hung, crashed = pool.grade([record(fault=fault) for fault in ("raise", "hang", "segfault")])
     assert "in _raise" in raised.traceback and "bad luck" in raised.traceback and "\n" not in raised.error
     assert "in _hang" in hung.traceback
@@ -134,7 +136,7 @@ def test_scores_come_in_order_from_several_processes() -> None:
 
 
 def test_a_run_with_a_tenth_of_failures_ends_well_and_one_of_failures_only_stops() -> None:
-    with GraderPool(FAULTY + ":misbehave", timeout_s=0.5) as pool:
+    with GraderPool(FAULTY + ":misbehave", timeout_s=3) as pool:
         limit = FailureLimit(pool.grader.name)
         faults = ["raise", "os_exit", "segfault", "hang"]
         for step in range(4):
@@ -168,8 +170,12 @@ def test_a_grader_that_cannot_be_loaded_is_an_error_at_once(tmp_path: Path, sour
 def test_a_grader_that_never_finishes_loading_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "slow.py"
     path.write_text("import time\ntime.sleep(60)")
-    with pytest.raises(GraderError, match=r"(?s)did not answer within 0.5 s.*slow.py.*line 2"):
-        GraderPool(f"{path}:f", load_timeout_s=0.5)
+    for seconds in (0.5, 2, 8, 30):  # however long this machine takes to come to the sleep
+        with pytest.raises(GraderError, match=f"did not answer within {seconds:g} s") as caught:
+            GraderPool(f"{path}:f", load_timeout_s=seconds)
+        if "slow.py" in str(caught.value):
+            break
+    assert re.search(r"(?s)slow\.py.*line 2", str(caught.value))
 
 
 def test_functions_of_a_script_are_loaded_from_its_file_without_running_it(tmp_path: Path) -> None:
@@ -225,6 +231,20 @@ def test_a_worker_killed_while_idle_costs_no_score() -> None:
         assert pool.submit(record("five5")).result().value == 5.0
 
 
+def test_where_no_process_can_be_had_calls_fail_and_nobody_waits() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with GraderPool(FAULTY + ":misbehave", processes=1) as pool:
+        assert "exit status 0" in pool.submit(record(fault="os_exit")).result(30).error  # the next call needs a process
+        with open(os.devnull) as lowest:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno(), hard))
+            try:
+                scores = [pool.submit(record()).result(30) for _ in range(2)]
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert all(score.value is None and "Too many open files" in score.error for score in scores)
+        assert pool.submit(record("five5")).result(30).value == 5.0
+
+
 def left_behind(path: Path) -> set[int]:
     """The ids a grader wrote down, once all five are there."""
     end = time.monotonic() + 10
@@ -240,10 +260,11 @@ def test_children_of_graders_end_with_their_worker(tmp_path: Path, after: str, f
     if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
         pytest.skip("this system does not list children")
     path = tmp_path / "pids"
-    with GraderPool(closure() if forked else FAULTY + ":misbehave", processes=1, timeout_s=1.0) as pool:
+    limit = 3.0 if after == "_and_hang" else 30.0
+    with GraderPool(closure() if forked else FAULTY + ":misbehave", processes=1, timeout_s=limit) as pool:
         pool.submit(record(fault=f"leave_child{after}", pids=str(path))).result()
         pids = left_behind(path)
-    assert gone(pids, 1.0)
+    assert gone(pids)
 
 
 def test_nothing_is_left_after_an_exception_in_the_body() -> None:
@@ -253,7 +274,7 @@ def test_nothing_is_left_after_an_exception_in_the_body() -> None:
         workers = descendants(os.getpid()) - before
         assert len(workers) >= 4
         raise RuntimeError
-    assert gone(workers, 1.0)
+    assert gone(workers)
     assert all(future.cancelled() or future.result().error for future in pending)
     assert sum(future.cancelled() for future in pending) >= 4
 
@@ -292,21 +313,21 @@ def test_nothing_is_left_after_the_parent_is_killed(tmp_path: Path, forked: bool
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_closing_is_prompt_and_final() -> None:
+def test_closing_does_not_wait_for_calls_and_is_final(tmp_path: Path) -> None:
     pool = GraderPool(FAULTY + ":misbehave", timeout_s=60)
-    hanging = pool.submit(record(fault="hang"))
-    time.sleep(0.2)
-    start = time.monotonic()
+    path = tmp_path / "pids"
+    hanging = pool.submit(record(fault="leave_child_and_hang", pids=str(path)))
+    pids = left_behind(path)  # so it hangs by now
     pool.close()
-    assert time.monotonic() - start < 2.0
-    assert "closed" in hanging.result().error
+    assert "closed" in hanging.result(0).error  # and not that its time was over
+    assert gone(pids)
     with pytest.raises(GraderError, match="closed"):
         pool.submit(record())
     pool.close()
 
 
 def test_cancelled_calls_are_not_made() -> None:
-    with GraderPool(FAULTY + ":misbehave", processes=1, timeout_s=0.3) as pool:
+    with GraderPool(FAULTY + ":misbehave", processes=1, timeout_s=3) as pool:
         pool.submit(record(fault="hang"))
         waiting = pool.submit(record())
         assert waiting.cancel()
