@@ -8,7 +8,8 @@ of the one that was checked. Certificates are verified against the host's name; 
 Refused and broken connections, timeouts, 429 and 5xx are tried again, after a pause drawn between 0 and a bound that
 doubles, or after what Retry-After asks for. So a request may arrive twice: what is posted must be harmless to repeat.
 
-Errors name the host and the path. They never hold headers, the query or the body, where keys may stand.
+Errors name the host and the path. They never hold what was sent in headers, the query or the body, where keys may
+stand; of a failure's body they quote the beginning, with headers and the query blotted out.
 
 Source: Brooker 2015, "Exponential Backoff And Jitter", AWS Architecture Blog (full jitter).
 """
@@ -26,6 +27,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any, Self
+from urllib.parse import unquote_plus
 
 import httpcore
 
@@ -123,7 +125,10 @@ class Outbound:
             "User-Agent": "melior",
             **(headers or {}),
         }
+        query = target.path.partition("?")[2]
         secrets = [part for value in (headers or {}).values() for part in (value, value.rpartition(" ")[2])]
+        values = [pair.partition("=")[2] for pair in query.split("&")]
+        secrets += [query, *values, *map(unquote_plus, values)]
         request = _Request(target, body, sent, secrets)
         pool, bound = self._pool, self.limits.backoff_s  # made here: reading all certificates is not the server's time
         for left in reversed(range(self.limits.attempts)):
@@ -164,7 +169,7 @@ class Outbound:
                 f"the request to {target} cannot be sent ({type(error).__name__}); check headers"
             ) from None
         except (httpcore.NetworkError, OSError) as error:
-            if isinstance(error.__cause__ or error.__context__, ssl.SSLError) or isinstance(error, ssl.SSLError):
+            if isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError):
                 raise OutboundError(
                     f"{target} has no certificate to trust ({_first_line(error)}); use one of a known authority, or "
                     "name its authority's file in SSL_CERT_FILE"
@@ -276,7 +281,7 @@ def _authority(target: Target) -> str:
 
 def _retry_after(value: str) -> float:
     """Seconds that a Retry-After header asks to wait: a number, or a date; 0 where it is neither."""
-    if value.strip().isdigit():
+    if value.isascii() and value.strip().isdigit():  # not the other digits of Unicode, which are no numbers to `float`
         return float(value) if len(value) < 10 else float("inf")
     try:
         when = parsedate_to_datetime(value)
