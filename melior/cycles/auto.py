@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,20 @@ def resolve(recipe: Recipe, policy: Any, rows: Rows, folder: Path | None = None,
     if path is not None:
         write_file(path, json.dumps(_told(made, recipe, rows), indent=1))
     return made
+
+
+def check_rows(folder: Path, rows: Rows) -> None:
+    """Nothing, if what a folder holds came of these rows, or if it holds no choices.
+
+    Raises:
+        CheckpointError: if it came of others, or nobody can tell.
+    """
+    path = folder / "resolved.json"
+    if path.is_file() and _kept(path).get("rows") != rows.fingerprint:
+        raise CheckpointError(
+            f"{folder} holds what came of other rows than the {len(rows.train)} there are to learn from now; "
+            "choose another folder, or remove it"
+        )
 
 
 def is_settled(recipe: Recipe) -> bool:
@@ -172,7 +186,9 @@ def _sweep(recipe: Recipe, policy: Any, rows: Rows) -> RangeTest | None:
     passes = math.ceil(TESTS * per_step / len(needed))
     steps = Examples(policy, needed, batch_size=per_step, epochs=passes, seed=recipe.seed)
     objective: Any = supervised()
-    return range_test(policy, steps, objective, _with(recipe, "fit", learning_rate=1.0).fit.config)
+    config = _with(recipe, "fit", learning_rate=1.0).fit.config
+    rates = policy.freeze(recipe.factors([name for name, _ in policy.backbone.candidates()]))
+    return range_test(policy, steps, objective, replace(config, rates=rates))
 
 
 def _rate(recipe: Recipe, policy: Any, test: RangeTest | None) -> Choice:
@@ -240,8 +256,8 @@ def _told(made: Resolved, asked: Recipe, rows: Rows) -> dict[str, Any]:
 
 
 def _read(path: Path, recipe: Recipe, rows: Rows) -> Resolved:
+    kept = _kept(path)
     try:
-        kept: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         unlike = difference(recipe_of(kept["asked"]), recipe)
         if unlike or kept["rows"] != rows.fingerprint:
             raise CheckpointError(
@@ -252,5 +268,16 @@ def _read(path: Path, recipe: Recipe, rows: Rows) -> Resolved:
         read = RangeTest(**{**test, "rates": tuple(test["rates"]), "changes": tuple(test["changes"])}) if test else None
         choices = tuple(Choice(**choice) for choice in kept["choices"])
         return Resolved(recipe_of(kept["recipe"]), choices, read, kept["watched"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); remove it, and the choices are made anew") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _kept(path: Path) -> Mapping[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read ({error}); remove it, and the choices are made anew")

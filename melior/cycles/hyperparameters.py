@@ -5,6 +5,7 @@ n_epochs · batch_size · learning_rate_multiplier ("auto" or a number) · eval_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,10 +21,11 @@ def sections_of(method: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The recipe's sections that a job's `method` asks for; what it leaves out keeps the recipe's default, "auto".
 
     `learning_rate_multiplier` multiplies the rate that is chosen automatically; `compute_multiplier` the outputs
-    sampled of each prompt; `reasoning_effort` has nothing to steer here.
+    sampled of each prompt; `reasoning_effort` has nothing to steer here. Reinforcement counts steps and sees every task
+    once, so its `n_epochs` can be "auto" or 1.
 
     Raises:
-        ConfigError: for a method or a hyperparameter that there is not.
+        ConfigError: for a method or a hyperparameter that there is not, or a value that cannot be kept.
     """
     kind = method.get("type")
     if kind not in ("supervised", "reinforcement"):
@@ -44,16 +46,27 @@ def _placed(name: str, value: Any, rewarded: bool) -> list[tuple[str, str, Any]]
     """Where one hyperparameter goes."""
     automatic = value == "auto"
     if name == "learning_rate_multiplier":
-        return [("fit", "learning_rate", "auto"), *([] if automatic else [("fit", "rate_multiplier", float(value))])]
+        return [
+            ("fit", "learning_rate", "auto"),
+            *([] if automatic else [("fit", "rate_multiplier", _number(name, value))]),
+        ]
     if name in ("n_epochs", "batch_size") and not rewarded:
         return [("sft", "epochs" if name == "n_epochs" else "batch_size", value)]
-    if automatic or name in ("n_epochs", "reasoning_effort"):  # rft sees every task once by default
+    if name == "n_epochs" and value not in ("auto", 1):
+        raise ConfigError(f'n_epochs is {value!r}, but reinforcement sees every task once; write 1 or "auto"')
+    if automatic or name in ("n_epochs", "reasoning_effort"):
         return []
     if name == "compute_multiplier":
-        return [("sampling", "n", min(MOST_GROUP, max(LEAST_GROUP, round(GROUP * float(value)))))]
+        return [("sampling", "n", min(MOST_GROUP, max(LEAST_GROUP, round(GROUP * _number(name, value)))))]
     section, key = {
         "batch_size": ("rft", "prompts"),
         "eval_interval": ("evaluate", "every"),
         "eval_samples": ("evaluate", "n"),
     }[name]
     return [(section, key, value)]
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f'{name} is {value!r}; write a number above 0, or "auto"')
+    return float(value)

@@ -14,7 +14,6 @@ from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
 from melior.errors import ConfigError
 from melior.policies.adapters import LoRA, is_adapter
-from melior.policies.freezing import factors_of
 from melior.policies.language import LanguagePolicy
 from melior.trainers.loop import FitConfig
 from melior.trainers.overfitting import FittingGap
@@ -80,9 +79,7 @@ def freeze(recipe: Recipe, policy: LanguagePolicy) -> dict[str, float]:
     Raises:
         ConfigError: if a pattern matches nothing, or nothing is left.
     """
-    names = [name for name, _ in policy.backbone.candidates()]
-    fit = recipe.fit
-    return policy.freeze(factors_of(names, train=recipe.model.train, layer_decay=fit.layer_decay, rates=fit.rates))
+    return policy.freeze(recipe.factors([name for name, _ in policy.backbone.candidates()]))
 
 
 def load_trainable(recipe: Recipe, found: Found) -> LanguagePolicy:

@@ -70,7 +70,7 @@ class Plan:
     disk_bytes: int
     seconds: float | None  # of training
     seconds_spread: float  # share of it that it may be off by
-    evaluation_seconds: float | None  # before and after together
+    evaluation_seconds: float | None  # before and after together, and of rft's baseline
     choices: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
 
@@ -85,8 +85,6 @@ def plan_run(
     policy: LanguagePolicy,
     rows: Rows,
     measures: Measures,
-    *,
-    timed: bool = True,
 ) -> Plan:
     """What the run will cost; weights, gradients and random numbers are afterwards what they were."""
     recipe = resolved.recipe
@@ -98,7 +96,7 @@ def plan_run(
     sizes = _sizes(policy, taught)
     free = memory.available()
     fits = free is None or sizes["gradient_bytes"] + sizes["optimizer_bytes"] < CAUTIOUS * free
-    clock = _clock(policy, taught, rows, recipe, measures, total) if timed and fits else _Clock()
+    clock = _clock(policy, taught, rows, recipe, measures, total) if fits else _Clock()
     peak = _peak(held, sizes, clock.activation_bytes, policy.backbone.config.vocab_size)
     made = Plan(
         method=recipe.method,
@@ -124,7 +122,7 @@ def plan_run(
         choices=tuple(map(str, resolved.choices)),
         disk_bytes=_disk(sizes, policy, recipe),
     )
-    return _warned(made, held)
+    return _warned(made, held, recipe)
 
 
 def dry_run(recipe: Recipe, store: Store) -> Plan:
@@ -235,7 +233,8 @@ def _clock_of_rewards(
     learning = pace * math.fsum(map(_nodes, parts)) / len(records) * outputs
     step = outputs * per_output + learning + _update_seconds(policy, taught)
     evaluating = _evaluation_seconds(policy, rows, recipe, measures, pace, taught, total, per_output)
-    return _Clock(total * step + evaluating[1], max(spread, 0.5), evaluating[0], kept)
+    baseline = min(recipe.rft.baseline, len(rows.train)) * recipe.rollouts.n * per_output
+    return _Clock(total * step + evaluating[1], max(spread, 0.5), evaluating[0] + baseline, kept)
 
 
 def _evaluation_seconds(
@@ -323,7 +322,7 @@ def _tokens(policy: LanguagePolicy, rows: Sequence[Any]) -> int:
 # ---------------------------------------------------------------------- warning
 
 
-def _warned(plan: Plan, held: int) -> Plan:
+def _warned(plan: Plan, held: int, recipe: Recipe) -> Plan:
     told: list[str] = []
     say = told.append
     if plan.peak_bytes is None and plan.available_bytes is not None:
@@ -341,6 +340,13 @@ def _warned(plan: Plan, held: int) -> Plan:
         say(f"{plan.dropped_rows} rows have no decision within the context of {plan.context} and teach nothing")
     if plan.truncated_rows:
         say(f"{plan.truncated_rows} rows are cut at the context of {plan.context} tokens")
-    if plan.heldout_rows < 30:
-        say(f"{plan.heldout_rows} held-out rows are fewer than the 30 the gate needs; raise data.heldout")
+    needed, metric = recipe.gate.minimum_items, recipe.fit.best_metric
+    if plan.heldout_rows < needed:
+        say(f"{plan.heldout_rows} held-out rows are fewer than the {needed} the gate needs; raise data.heldout")
+    if metric is not None and not (metric == "heldout_loss" and plan.validation_rows):
+        remedy = "choose by heldout_loss, which has rows of its own" if plan.method == "sft" else "leave it out"
+        say(
+            f"fit.best_metric={metric} chooses weights by the {plan.heldout_rows} held-out rows that the gate measures "
+            f"by, so the gain will look larger than it is: {remedy}"
+        )
     return replace(plan, warnings=tuple(told))

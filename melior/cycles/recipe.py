@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -27,7 +27,7 @@ from pydantic.dataclasses import dataclass as validated
 from melior.errors import ConfigError
 from melior.evaluation import gates
 from melior.policies import adapters
-from melior.policies.freezing import check_preset
+from melior.policies.freezing import check_preset, factors_of
 from melior.trainers.loop import FitConfig
 from melior.trainers.reinforcement import Reinforcement
 from melior.trainers.trackers import TrackerName
@@ -261,6 +261,19 @@ class Recipe:
         """The fresh adapter that is asked for in so many words, with this run's seed."""
         lora = self.model.lora
         return adapters.LoRA(**{**vars(lora), "seed": self.seed}) if isinstance(lora, adapters.LoRA) else None
+
+    @property
+    def watched(self) -> bool:
+        """Whether rows set aside say when training stops, or which weights are kept: the gate's rows must not."""
+        return self.method == "sft" and (self.sft.epochs == "auto" or self.fit.best_metric is not None)
+
+    def factors(self, names: Sequence[str]) -> dict[str, float]:
+        """Learning-rate factors by pattern of parameters with these names; 0 is what does not train.
+
+        Raises:
+            ConfigError: if what should train is not there.
+        """
+        return factors_of(names, train=self.model.train, layer_decay=self.fit.layer_decay, rates=self.fit.rates)
 
     @property
     def rollouts(self) -> Sampling:

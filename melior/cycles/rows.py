@@ -47,8 +47,8 @@ class Rows:
         return replace(self, train=train, validation=validation)
 
 
-def load_rows(recipe: Recipe) -> Rows:
-    """The recipe's rows.
+def load_rows(recipe: Recipe, *, aside: bool = True) -> Rows:
+    """The recipe's rows; some of the training side are set aside where the recipe is watched and `aside` allows it.
 
     Raises:
         DataError: if a file or row cannot be used, or a row stands on both sides.
@@ -75,8 +75,7 @@ def load_rows(recipe: Recipe) -> Rows:
         raise DataError("0 rows are held out, so nobody could tell whether training helped; raise data.heldout")
     check_disjoint(train, heldout)
     rows = Rows(train, heldout[:items], tasks[:items], source, kind)
-    chosen = recipe.method == "sft" and recipe.sft.epochs == "auto"
-    return rows.set_aside(data.validation, data.seed) if chosen else rows
+    return rows.set_aside(data.validation, data.seed) if recipe.watched and aside else rows
 
 
 def task_of(row: Demonstration | Task) -> Task:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from melior.cycles.auto import Resolved, is_settled, resolve
+from melior.cycles.auto import Resolved, check_rows, is_settled, resolve
 from melior.cycles.baseline import Baseline, declared_bounds, judged, sample_baseline
 from melior.cycles.folders import alone, claim
 from melior.cycles.ledger import record_evaluation, record_gate
@@ -121,6 +121,7 @@ def run_recipe(
     with alone(folder):
         claim(folder, recipe)
         if (folder / "result.json").is_file():
+            check_rows(folder, load_rows(recipe))
             outcome = Outcome.read(folder)
             store.finish_run(outcome.run_id, metrics=outcome.to_json())  # a kill may have come in between
             return outcome

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from melior.cycles.auto import resolve
+from melior.cycles.auto import check_rows, resolve
 from melior.cycles.folders import alone, claim
 from melior.cycles.lesson import lesson, load_trainable
 from melior.cycles.measures import Measures, kept
@@ -46,8 +47,10 @@ FRESH = 1000  # added to the recipe's seed for runs that confirm
 STARTUP = 4  # trials drawn at random before the search learns from them, and before any is given up
 ADAPTER_RATES, WHOLE_RATES = (1e-5, 5e-3), (1e-6, 5e-4)
 ADAPTER_RFT, WHOLE_RFT = (1e-5, 1e-3), (1e-7, 1e-5)
-COUNTS = ("sft.batch_size", "sft.epochs", "fit.steps")  # whole numbers, though they may stand as "auto"
 MEASURING = ("tune", "data", "gate", "evaluate", "save", "grader", "heldout_grader", "grading", "method", "seed")
+INSIDE = 2**0.5 - 1  # of a range: irrational, so no whole number lies there
+# Another model, or other tokens of the same row, and log-probs per decision cannot be compared.
+UNLIKE = ("model.path", "model.template", "model.max_length")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +113,14 @@ def tune(recipe: Recipe, folder: Path, *, store: Store, report: Report = lambda 
     Raises:
         ConfigError: if Optuna is not installed, or a setting of the space is no key or takes no such value.
         DataError: if there are too few training rows to set some aside.
-        CheckpointError: if the folder holds the search of another recipe.
+        CheckpointError: if the folder holds the search of another recipe, or of other rows.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
         claim(folder, recipe)
         if (folder / "tune.json").is_file():
+            check_rows(folder / "default", search_rows(recipe))
             return Tuning.read(folder)
         with ExitStack() as stack:
             return _Search(recipe, folder, store, report, stack).run()
@@ -156,7 +160,7 @@ class _Search:
 
     def _concluded(self, trials: list[Trial], comparisons: Mapping[int, Comparison]) -> Tuning:
         level = self.recipe.tune.level
-        intervals = corrected(comparisons, level=level)
+        intervals = corrected(comparisons, level=level, tried=len(trials) - 1)
         trials = [replace(trial, difference=intervals.get(trial.number)) for trial in trials]
         best = candidate(intervals)
         pairs = self._confirm(trials[best].settings) if best is not None else []
@@ -215,22 +219,23 @@ class _Search:
         states = self.optuna.trial.TrialState
         if number <= len(frozen) and frozen[number - 1].state != states.RUNNING:
             return self._read(number, frozen[number - 1], place)
-        if number <= len(frozen):  # stopped in the middle: its settings are known, and its folder goes on
-            trial = self.optuna.trial.Trial(study, frozen[number - 1]._trial_id)
-        else:
-            # A seed of its own for every proposal: a search that goes on must not repeat its first ones.
-            seed = self.recipe.tune.seed * 100_003 + number
-            study.sampler = self.optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
-            trial = study.ask()
+        # A seed of its own for every proposal: a search that goes on must not repeat its first ones.
+        seed = self.recipe.tune.seed * 100_003 + number
+        study.sampler = self.optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+        # One that was stopped in the middle has its settings, and its folder goes on.
+        begun = number <= len(frozen)
+        trial = self.optuna.trial.Trial(study, frozen[number - 1]._trial_id) if begun else study.ask()
         settings = self._suggested(trial)
         try:
             evaluation = self._run(with_settings(self.recipe, settings), place, self.rows, self.search, trial)
         except self.optuna.TrialPruned:
             study.tell(trial, state=states.PRUNED)
+            _forget(place)
             return Trial(number=number, settings=settings, state="pruned", folder=place), None
         except NonFiniteError as error:
             trial.set_user_attr("why", str(error))
             study.tell(trial, state=states.FAIL)
+            _forget(place)
             return Trial(number=number, settings=settings, state="failed", folder=place, why=str(error)), None
         study.tell(trial, evaluation.reward.estimate)
         return self._told(number, settings, evaluation, place), evaluation
@@ -249,7 +254,7 @@ class _Search:
         found: dict[str, Any] = {}
         for key, values in self.space.items():
             if isinstance(values, Range):
-                found[key] = _drawn(trial, key, values, whole=_is_count(self.recipe, key))
+                found[key] = _drawn(trial, key, values, whole=_is_count(self.recipe, key, values))
             else:
                 found[key] = trial.suggest_categorical(key, list(values))
         return found
@@ -276,18 +281,24 @@ class _Search:
             watched = with_settings(resolved.recipe, {"evaluate.every": every})
             taught = lesson(replace(resolved, recipe=watched), recipe, policy, rows, measures, None)
         config = replace(taught.config, folder=folder)
+        told: set[int] = set()
 
         def on_step(done: int, whole: int, metrics: dict[str, float]) -> None:
             value = _progress(recipe, metrics)
             if trial is None or value is None or done == whole:
                 return
             look = round(done / whole * (looks + 1))
+            if look in told:  # a recipe may look more often than the search
+                return
+            told.add(look)
             trial.report(value, look)
             if trial.should_prune():
-                raise self.optuna.TrialPruned
+                raise self.optuna.TrialPruned(f"given up at look {look} of {looks}: it lagged behind other trials")
 
         fit(policy, taught.steps, taught.objective, config, evaluation=taught.evaluation, on_step=on_step)
-        return kept(path, lambda: measures.evaluation(policy))
+        found = kept(path, lambda: measures.evaluation(policy))
+        _forget(folder)
+        return found
 
 
 def search_rows(recipe: Recipe) -> Rows:
@@ -296,18 +307,19 @@ def search_rows(recipe: Recipe) -> Rows:
     Raises:
         DataError: if there are too few.
     """
-    told = recipe.to_dict()
-    rows = load_rows(recipe_of({**told, "sft": {**told["sft"], "epochs": 1}}))
+    rows = load_rows(recipe, aside=False)
     share = recipe.data.validation
     wanted = share if isinstance(share, int) else min(MOST_ASIDE, max(LEAST_ROWS, round(share * len(rows.train))))
-    made = rows.set_aside(max(LEAST_ROWS, wanted), recipe.data.seed)
+    wanted = max(LEAST_ROWS, wanted)
+    made = rows.set_aside(wanted, recipe.data.seed)
     if not made.validation:
+        smaller = ", or a smaller data.validation" if wanted > LEAST_ROWS else ""
         raise DataError(
-            f"{len(rows.train)} training rows are too few to set {LEAST_ROWS} of them aside for a search; "
-            f"it takes at least {2 * LEAST_ROWS}"
+            f"{len(rows.train)} training rows are too few to set {wanted} of them aside for a search; "
+            f"it takes at least {2 * wanted}{smaller}"
         )
     aside = made.validation
-    watched = aside if recipe.method == "sft" and recipe.sft.epochs == "auto" else []
+    watched = aside if recipe.watched else []
     return replace(made, heldout=aside, tasks=[task_of(row) for row in aside], validation=watched)
 
 
@@ -333,18 +345,26 @@ def check_space(recipe: Recipe, space: Space) -> None:
     if not space:
         raise ConfigError("tune.space has 0 settings to try; name one, such as fit.learning_rate")
     for key, values in space.items():
-        ends = [values.low, values.high] if isinstance(values, Range) else list(values)
-        if isinstance(values, Range) and not values.low < values.high:
-            raise ConfigError(f"tune.space.{key} goes from {values.low} to {values.high}; low must be below high")
-        if isinstance(values, Range) and values.log and values.low <= 0:
-            raise ConfigError(f"tune.space.{key} has log: true and begins at {values.low}; begin above 0")
+        if key.partition(".")[0] in MEASURING or key in UNLIKE:
+            raise ConfigError(f"tune.space.{key} changes what is measured, not how well it is learnt; leave it out")
+        if isinstance(values, Range):
+            _check_range(key, values)
+        ends = [values.low, values.high] if isinstance(values, Range) else values
         if len(ends) < 2:
             raise ConfigError(f"tune.space.{key} has {len(ends)} values; a search needs 2 or more")
-        if key.partition(".")[0] in MEASURING:
-            raise ConfigError(f"tune.space.{key} changes what is measured, not how well it is learnt; leave it out")
         for end in ends:
-            value = int(end) if isinstance(values, Range) and _is_count(recipe, key) else end
-            with_settings(recipe, {key: value})
+            with_settings(recipe, {key: end})
+        if isinstance(values, Range) and (values.step or 1.0) % 1 and _is_count(recipe, key, values):
+            raise ConfigError(f"tune.space.{key} takes whole numbers, and has step: {values.step}; write a whole one")
+
+
+def _check_range(key: str, values: Range) -> None:
+    if not values.low < values.high:
+        raise ConfigError(f"tune.space.{key} goes from {values.low} to {values.high}; low must be below high")
+    if values.log and values.low <= 0:
+        raise ConfigError(f"tune.space.{key} has log: true and begins at {values.low}; begin above 0")
+    if values.log and values.step is not None:
+        raise ConfigError(f"tune.space.{key} has log: true and step: {values.step}; write one of the 2")
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
@@ -369,15 +389,24 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 def _drawn(trial: Any, key: str, values: Range, *, whole: bool) -> float | int:
     if whole:
-        return int(trial.suggest_int(key, int(values.low), int(values.high), step=int(values.step or 1)))
+        step = int(values.step or 1)
+        return int(trial.suggest_int(key, int(values.low), int(values.high), step=step, log=values.log))
     return float(trial.suggest_float(key, values.low, values.high, log=values.log, step=values.step))
 
 
-def _is_count(recipe: Recipe, key: str) -> bool:
-    value: Any = recipe.to_dict()
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return key in COUNTS or (isinstance(value, int) and not isinstance(value, bool)) or key == "model.lora.r"
+def _is_count(recipe: Recipe, key: str, values: Range) -> bool:
+    """Whether a setting refuses a number between the ends that is not whole."""
+    try:
+        with_settings(recipe, {key: values.low + (values.high - values.low) * INSIDE})
+    except ConfigError:
+        return True
+    return False
+
+
+def _forget(folder: Path) -> None:
+    """Removes the checkpoints of a run that was measured or given up: nothing goes on from them, and they are large."""
+    for name in ("checkpoints", "best"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _progress(recipe: Recipe, metrics: Mapping[str, float]) -> float | None:

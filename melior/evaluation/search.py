@@ -35,9 +35,14 @@ class Found:
     gain: Interval | None = None
 
 
-def corrected(trials: Mapping[int, Comparison], *, level: float = LEVEL) -> dict[int, Interval]:
-    """Every trial's difference to the default, at a level that holds for all of them at once."""
-    each = 1 - (1 - level) / max(1, len(trials))
+def corrected(
+    trials: Mapping[int, Comparison], *, level: float = LEVEL, tried: int | None = None
+) -> dict[int, Interval]:
+    """Every trial's difference to the default, at a level that holds for all `tried` at once; None: for those told.
+
+    Trials given up on the way count as tried: who is left was chosen by the same rows.
+    """
+    each = 1 - (1 - level) / max(1, len(trials), tried or 0)
     return {number: comparison.interval(REWARD, level=each) for number, comparison in trials.items()}
 
 
@@ -75,8 +80,9 @@ def judged(intervals: Mapping[int, Interval], pairs: Sequence[Comparison], *, le
     best = candidate(intervals)
     if best is None:
         top = max((interval.estimate for interval in intervals.values()), default=0.0)
-        seen = f"; the best of {len(intervals)} differed by {top:+.3f}, which that many trials show by chance"
-        return Found(None, f"No setting was better than the default beyond noise{seen}.", intervals)
+        seen = f"the best of {len(intervals)} differed by {top:+.3f}, which that many trials show by chance"
+        seen = seen if intervals else "0 trials came to their end, so there was nothing to compare"
+        return Found(None, f"No setting was better than the default beyond noise; {seen}.", intervals)
     gain = confirmed(pairs, level=level)
     seeds = f"{len(pairs)} fresh seeds" if len(pairs) > 1 else "1 fresh seed, so of these two models only"
     where = f"on {len(pairs[0].of(REWARD))} rows the search never saw ({seeds})"

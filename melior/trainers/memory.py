@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 STATUS, MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"))
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def held() -> int:
@@ -92,12 +92,14 @@ def _kib(file: Path, name: str) -> int | None:
 
 
 def _contained() -> int | None:
-    """What a container's limit leaves; None where there is none."""
+    """What a container's limit leaves, files read and not used since being free; None where there is none."""
     try:
-        limit, current = (path.read_text().strip() for path in LIMITS)
+        limit, current = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        kept = [line.split() for line in (CGROUP / "memory.stat").read_text().splitlines()]
     except OSError:
         return None
-    return None if limit == "max" else max(0, int(limit) - int(current))
+    cached = sum(int(amount) for name, amount in kept if name == "inactive_file")
+    return None if limit == "max" else max(0, int(limit) - int(current) + cached)
 
 
 def _peak_rss() -> int:

@@ -79,6 +79,18 @@ def test_rows_set_aside_are_in_nothing_else(beginner: Path) -> None:
     assert sum(map(len, sides)) == len(set.union(*sides)) == 60 and all(sides)
 
 
+def test_what_chooses_weights_is_not_what_the_gate_measures(beginner: Path, store: Store) -> None:
+    raw = load_recipe(beginner).to_dict()
+    raw |= {"sft": {"batch_size": 4, "epochs": 2}, "evaluate": {"every": 2}}
+    told = {}
+    for metric, is_best in (("heldout_loss", "min"), ("heldout_reward", "max")):
+        fit = {"learning_rate": 1e-3, "best_metric": metric, "best_is": is_best}
+        plan = dry_run(recipe_of({**raw, "fit": fit}), store)
+        assert (plan.rows, plan.validation_rows, plan.heldout_rows) == (20, 10, 30)
+        told[metric] = [warning for warning in plan.warnings if "will look larger than it is" in warning]
+    assert not told["heldout_loss"] and "the 30 held-out rows" in told["heldout_reward"][0]
+
+
 def test_few_rows_train_for_a_few_epochs(tmp_path: Path, folder_of: Callable[..., Path], store: Store) -> None:
     path = tmp_path / "few.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"say {i}", "completion": "a cat"}) + "\n" for i in range(8)))
@@ -125,6 +137,7 @@ def test_a_dry_run_of_rewards(recipe_for: Callable[..., Recipe], store: Store) -
     plan = dry_run(recipe_for("rft"), store)
     assert (plan.steps, plan.batch, plan.epochs) == (3, 3, None) and plan.decisions == 3 * 4 * 4
     assert plan.seconds and plan.evaluation_seconds and "fewer than the 30" in " ".join(plan.warnings)
+    assert not dry_run(recipe_for("rft", gate={"minimum_items": 6}), store).warnings  # the gate's own number counts
 
 
 def test_rows_that_are_cut_are_told(tmp_path: Path, folder_of: Callable[..., Path], store: Store) -> None:
@@ -150,6 +163,15 @@ def test_a_preset_of_the_recipe_trains_what_it_says(
     assert 0 < plan.trainable < plan.parameters / 2
     outcome = run_recipe(recipe_for("sft", model=model), tmp_path / "run", store=store)
     assert outcome.steps == 3
+
+
+def test_the_range_test_trains_what_the_run_will_train(beginner: Path, store: Store) -> None:
+    """At the rates it will have: patterns that freeze, and blocks that learn more slowly."""
+    raw = load_recipe(beginner).to_dict()
+    raw |= {"model": {**raw["model"], "lora": None}, "sft": {"batch_size": 4, "epochs": 1}}
+    fits = [{"rates": {"embed_tokens": 0.0}, "layer_decay": decay} for decay in (1.0, 0.1)]
+    sweeps = [resolved(recipe_of({**raw, "fit": fit}), store).test for fit in fits]
+    assert sweeps[0].start == sweeps[1].start and sweeps[0].changes != sweeps[1].changes
 
 
 def test_a_changed_base_does_not_go_on_in_silence(
@@ -195,3 +217,17 @@ def test_names_of_the_openai_dialect(method: dict[str, Any], told: dict[str, Any
 def test_hyperparameters_nobody_knows_are_refused() -> None:
     with pytest.raises(ConfigError, match="n_epoch"):
         sections_of({"type": "supervised", "supervised": {"hyperparameters": {"n_epoch": 3}}})
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"n_epochs": 3}, "n_epochs is 3, but reinforcement sees every task once"),
+        ({"compute_multiplier": "much"}, "compute_multiplier is 'much'"),
+        ({"learning_rate_multiplier": float("nan")}, "learning_rate_multiplier is nan"),
+    ],
+)
+def test_values_that_cannot_be_kept_are_refused(asked: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        sections_of({"type": "reinforcement", "reinforcement": {"hyperparameters": asked}})
+    assert sections_of({"type": "reinforcement", "reinforcement": {"hyperparameters": {"n_epochs": 1}}}) == {}

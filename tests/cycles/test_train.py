@@ -77,6 +77,18 @@ def test_a_finished_run_is_read_back(recipe_for: Callable[..., Recipe], tmp_path
     assert len(store.runs()) == len(store.versions()) == len(store.gates()) == 1
 
 
+def test_a_finished_run_of_other_rows_is_not_taken_for_one_of_these(
+    recipe_for: Callable[..., Recipe], cats: Path, tmp_path: Path, store: Store
+) -> None:
+    recipe = recipe_for("sft", data={"train": str(cats), "heldout": 6}, grader=None)
+    done = run_recipe(recipe, tmp_path / "run", store=store)
+    assert run_recipe(recipe, tmp_path / "run", store=store) == done
+    with cats.open("a") as file:
+        file.write(json.dumps({"prompt": "say something new", "completion": "the cat"}) + "\n")
+    with pytest.raises(CheckpointError, match="other rows than the 55 there are"):
+        run_recipe(recipe, tmp_path / "run", store=store)
+
+
 @pytest.mark.parametrize("method", ["sft", "rft"])
 def test_being_stopped_anywhere_changes_no_number(
     method: str, recipe_for: Callable[..., Recipe], tmp_path: Path, store: Store

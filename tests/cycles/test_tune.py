@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from melior.cycles.recipe import Range, Recipe, load_recipe, recipe_of
-from melior.cycles.tune import Tuning, check_space, search_rows, tune
+from melior.cycles.tune import Tuning, _is_count, check_space, search_rows, tune
 from melior.errors import CheckpointError, ConfigError, DataError
 from melior.store import Store
 
@@ -71,6 +71,10 @@ def test_settings_that_change_nothing_are_called_noise(
     assert not (tmp_path / "search" / "confirm").exists()  # nothing was worth the cost
     assert replace(load_recipe(found.recipe), tune=recipe.tune) == recipe
     assert found.recipe.read_text().startswith("# No setting was better")
+    with Path(recipe.data.train).open("a") as rows:  # type: ignore[arg-type]
+        rows.write(json.dumps({"prompt": "say something new", "completion": "the cat"}) + "\n")
+    with pytest.raises(CheckpointError, match="came of other rows"):
+        tune(recipe, tmp_path / "search", store=store)
 
 
 def test_being_killed_changes_nothing(searched: Callable[..., Recipe], tmp_path: Path, store: Store) -> None:
@@ -146,7 +150,12 @@ def test_another_recipe_is_refused_in_the_same_folder(
         ({"fit.learning_rate": {"low": 0, "high": 1, "log": True}}, "begin above 0"),
         ({"sft.batch_size": [8]}, "needs 2 or more"),
         ({"sft.batch_size": {"low": 0, "high": 8}}, "greater than or equal to 1"),
+        ({"sft.batch_size": {"low": 1.5, "high": 8}}, "fractional part"),
+        ({"sft.batch_size": {"low": 1, "high": 8, "step": 0.5}}, "takes whole numbers"),
+        ({"fit.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True, "step": 1e-4}}, "write one of the 2"),
         ({"gate.margin": [0, 0.1]}, "changes what is measured"),
+        ({"model.path": ["one", "other"]}, "changes what is measured"),
+        ({"model.max_length": {"low": 16, "high": 64}}, "changes what is measured"),
         ({"model.path.x": [0, 1]}, "no setting"),
         ({}, "0 settings"),
     ],
@@ -163,6 +172,15 @@ def test_adapters_and_epochs_can_be_searched(searched: Callable[..., Recipe]) ->
     check_space(searched(GAINS), {"model.lora.r": [2, 4], "sft.epochs": Range(low=1, high=3)})
 
 
+def test_whole_numbers_are_drawn_whole(searched: Callable[..., Recipe]) -> None:
+    """Whether the recipe has a number there, "auto" or nothing."""
+    recipe = searched(GAINS, sft={})
+    whole = ("sft.batch_size", "sft.epochs", "fit.patience", "fit.micro_batch", "fit.warmup", "model.lora.r")
+    parts = ("fit.learning_rate", "fit.rate_multiplier", "model.lora.alpha", "rft.clip_high")
+    told = {key: _is_count(recipe, key, Range(low=1, high=9)) for key in whole + parts}
+    assert told == {key: key in whole for key in whole + parts}
+
+
 def test_too_few_rows_are_told(searched: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = searched(GAINS)
     few = tmp_path / "few.jsonl"
@@ -170,6 +188,8 @@ def test_too_few_rows_are_told(searched: Callable[..., Recipe], tmp_path: Path) 
     raw = recipe.to_dict()
     with pytest.raises(DataError, match="too few"):
         search_rows(recipe_of({**raw, "data": {**raw["data"], "train": str(few), "heldout": 5}}))
+    with pytest.raises(DataError, match=r"70 training rows are too few to set 50 .* at least 100, or a smaller"):
+        search_rows(recipe_of({**raw, "data": {**raw["data"], "validation": 50}}))
 
 
 def test_trials_that_lag_behind_are_given_up(searched: Callable[..., Recipe], tmp_path: Path, store: Store) -> None:
@@ -180,3 +200,15 @@ def test_trials_that_lag_behind_are_given_up(searched: Callable[..., Recipe], tm
     assert "pruned" in states and states[0] == "finished" and states.count("finished") >= 2
     given_up = next(trial for trial in found.trials if trial.state == "pruned")
     assert given_up.reward is None and not (given_up.folder / "evaluation.json").exists()
+    assert "lagged behind" in json.loads((given_up.folder / "status.json").read_text())["error"]
+    levels = [trial.difference.level for trial in found.trials if trial.difference]
+    assert levels == [pytest.approx(1 - 0.05 / 8)] * len(levels) != []  # corrected for those given up as well
+    assert not list((tmp_path / "search").rglob("checkpoints"))  # nothing goes on from them
+
+
+@pytest.mark.filterwarnings("error:.*already reported")
+def test_a_recipe_that_looks_more_often_than_the_search_is_no_trouble(
+    searched: Callable[..., Recipe], tmp_path: Path, store: Store
+) -> None:
+    recipe = searched(NOTHING, trials=2, sft={"batch_size": 8, "epochs": 3}, evaluate={"every": 1})
+    assert [trial.state for trial in tune(recipe, tmp_path / "search", store=store).trials] == ["finished"] * 2

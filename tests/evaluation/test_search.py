@@ -64,6 +64,19 @@ def test_more_trials_widen_every_interval() -> None:
     assert many.low < one.low and many.high > one.high and many.estimate == one.estimate
 
 
+def test_trials_given_up_count_as_tried() -> None:
+    """Who is left was chosen by the same rows, so five left of twenty are corrected as twenty."""
+    differences = np.random.default_rng(0).normal(0.2, 0.5, 60)
+    left = {number: comparison(differences) for number in range(5)}
+    assert corrected(left, tried=20)[1] == corrected({number: comparison(differences) for number in range(20)})[1]
+    assert corrected(left, tried=20)[1].low < corrected(left)[1].low
+
+
+def test_where_no_trial_came_to_its_end_nothing_is_said_of_the_best() -> None:
+    told = judged({}, []).sentence
+    assert "0 trials came to their end" in told and "the best of" not in told
+
+
 def test_settings_that_change_nothing_at_all_are_no_candidate() -> None:
     same = {number: comparison(np.zeros(50)) for number in range(5)}
     assert candidate(corrected(same)) is None and candidate({}) is None
