@@ -110,7 +110,7 @@ def compare_runs(
     runs = {name: read_run(_located(name, store)[0]) for name in (first, second)}
     shared = [name for name in names_of(runs[first]) if name in names_of(runs[second])]
     default = [name for name in ("reward", "loss", "heldout_reward", "heldout_loss") if name in shared]
-    names = metric.split(",") if metric else default
+    names = _names(metric) if metric else default
     missing = [name for name in names if name not in shared]
     if missing or not names:
         wanted = missing[0] if missing else "a loss or reward"
@@ -212,6 +212,11 @@ def _say_folder(folder: Path) -> None:
         say(f"{'note':<10} {shown(sentence)}")
 
 
+def _names(metric: str) -> list[str]:
+    """Names separated by commas."""
+    return [name for name in map(str.strip, metric.split(",")) if name]
+
+
 def _chosen(folder: Path, metric: str) -> list[Curve]:
     """The curves by these names, separated by commas."""
     from melior.errors import ConfigError
@@ -220,7 +225,7 @@ def _chosen(folder: Path, metric: str) -> list[Curve]:
 
     run = read_run(folder)
     curves = []
-    for name in filter(None, map(str.strip, metric.split(","))):
+    for name in _names(metric):
         found = curve_of(run, name)
         if found is None:
             names = names_of(run)

@@ -48,7 +48,7 @@ def test_two_runs_share_an_axis(place: Path) -> None:
     trained(place)
     (place / "again.yaml").write_text((place / "sft.yaml").read_text() + "seed: 1\n")
     from_json("train", "again.yaml", "--folder", place / "again")
-    told = from_json("runs", "compare", place / "run", place / "again", "--metric", "loss")
+    told = from_json("runs", "compare", place / "run", place / "again", "--metric", "loss, grad_norm")
     assert len(told["loss"]) == 2 and len({str(points) for points in told["loss"].values()}) == 2
     assert "* " in call("runs", "compare", "run", "again").stdout
     assert "'nonsense'" in call("runs", "compare", "run", "again", "--metric", "nonsense", code=1).stderr
