@@ -8,7 +8,7 @@ from melior.cli.output import JSON, say, say_json, told
 
 FLAG, ALLOW = "--allow-unsandboxed", "MELIOR_ALLOW_UNSANDBOXED"
 MEANS = {
-    "L1": "limits on time and memory alone: for your own code; graders of type python are refused",
+    "L1": "a limit on time alone: for your own code; graders of type python are refused",
     "L2": "no network, processes, other files or privileges, by Landlock and a filter of system calls",
     "L3": "L2, in namespaces where no network, no other process and no other file exists",
 }

@@ -51,7 +51,7 @@ class Baseline:
 
     outlook: Outlook
     sentence: str
-    prompts: int
+    prompts: int  # those with a graded output
     samples: int  # of each prompt
     reward: Interval
     bounds: Bounds | None  # the reward's range, if it is known
@@ -108,6 +108,8 @@ def judged(evaluation: Evaluation, *, prompts_per_step: int, bounds: Bounds | No
     """What a baseline sample means for a run with so many prompts a step; `bounds`: the reward's declared range."""
     rewards = evaluation.values[REWARD]
     bounds = bounds or evaluation.bounds.get(REWARD)
+    if bounds is not None and not all(bounds[0] <= x <= bounds[1] for found in rewards.values() for x in found):
+        bounds = None  # a grader that does not keep its word
     differing: ByItem = {key: (float(max(found) > min(found)),) for key, found in rewards.items()}
     useful = _share(differing, evaluation.clusters)
     earned = None
@@ -119,7 +121,7 @@ def judged(evaluation: Evaluation, *, prompts_per_step: int, bounds: Bounds | No
     found = Baseline(
         outlook="good",
         sentence="",
-        prompts=len(evaluation.items),
+        prompts=len(rewards),
         samples=evaluation.sampling.n,
         reward=bootstrap_mean(rewards, bounds=bounds, clusters=evaluation.clusters),
         bounds=bounds,
@@ -130,7 +132,7 @@ def judged(evaluation: Evaluation, *, prompts_per_step: int, bounds: Bounds | No
         errors=evaluation.excluded / calls,
         seconds=evaluation.seconds,
     )
-    outlook, advice = _advice(found)
+    outlook, advice = _advice(found, outputs=sum(map(len, rewards.values())))
     return replace(found, outlook=outlook, sentence="; ".join([advice, *_asides(found, evaluation.error)]))
 
 
@@ -140,7 +142,7 @@ def declared_bounds(spec: Any) -> Bounds | None:
         return None
     kind = spec.get("type")
     if kind == "score_model":
-        low, high = spec.get("range", UNIT)
+        low, high = spec.get("range") or UNIT
         return float(low), float(high)
     return UNIT if kind in ("string_check", "text_similarity", "label_model", "reasoning_gym") else None
 
@@ -153,17 +155,16 @@ def _share(by_item: ByItem, clusters: Mapping[str, str]) -> Interval:
     return bootstrap_mean(by_item, bounds=UNIT, clusters=clusters)
 
 
-def _advice(found: Baseline) -> tuple[Outlook, str]:
+def _advice(found: Baseline, outputs: int) -> tuple[Outlook, str]:
     reward = found.reward.estimate
-    few = "" if found.prompts >= ENOUGH else f" (but only {found.prompts} prompts were looked at, so the run goes on)"
+    few = "" if found.prompts >= ENOUGH else f" (but only {found.prompts} prompts were graded, so the run goes on)"
     if found.bounds is not None:
         low, high = found.bounds
         share = (reward - low) / (high - low)
         if share > EASY:
             return "easy", f"The reward is {share:.1%} of its best before training: RFT has little to add to that"
         if reward == low:
-            count = found.prompts * found.samples
-            return "hopeless", f"None of {count} outputs earned a reward: teach the task by demonstrations first{few}"
+            return "hopeless", f"None of {outputs} outputs earned a reward: teach the task by demonstrations first{few}"
     if found.useful.estimate == 0:
         return "hopeless", f"Rewards are equal in each of {found.prompts} groups, so nothing can be compared{few}"
     if found.earned is not None and found.earned.estimate < SPARSE:

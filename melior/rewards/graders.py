@@ -4,6 +4,7 @@ string_check      compares two templates                                    chec
 text_similarity   how alike two templates are, by eleven metrics            similarity.py
 score_model       a number that a judge model gives                         judge.py
 label_model       whether the label that a judge model gives is a good one  judge.py
+python            Python source of others, run in a sandbox               python.py
 multi             a formula over other graders                              combined.py
 weighted          a sum of other graders; its parts are reported            combined.py
 function          a Python function: TRL's `f(prompts, completions, **columns)` or `grade(sample, item)`
@@ -11,7 +12,7 @@ reasoning_gym     the verifier that belongs to a reasoning-gym task         gym.
 http              what a server answers                                     endpoints.py
 lambda            an AWS Lambda reward function: a file, a URL, an ARN      lambdas.py
 
-The first five are the OpenAI dialect's.
+The first six are the OpenAI dialect's.
 """
 
 from __future__ import annotations

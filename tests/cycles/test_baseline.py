@@ -107,6 +107,7 @@ def test_a_declared_range_scales_the_limits() -> None:
 
 def test_which_graders_declare_a_range() -> None:
     assert declared_bounds({"type": "score_model", "range": [1, 5]}) == (1.0, 5.0)
+    assert declared_bounds({"type": "score_model", "range": None}) == (0.0, 1.0)  # as the grader reads it
     assert declared_bounds({"type": "score_model"}) == declared_bounds({"type": "string_check"}) == (0.0, 1.0)
     assert declared_bounds("rewards.py:grade") is None and declared_bounds({"type": "http", "url": "x"}) is None
 
@@ -117,6 +118,17 @@ def test_truncation_and_errors_are_told() -> None:
     assert baseline.truncated.estimate == 0.25 and "cut by max_tokens" in baseline.sentence
     with pytest.raises(GraderError, match="gradings failed"):
         found([[None]] * 64)
+
+
+def test_a_grader_that_breaks_its_word_is_judged_by_groups_alone() -> None:
+    baseline = found([[0.5, 1.5]] * 64, bounds=(0.0, 1.0))
+    assert (baseline.outlook, baseline.bounds, baseline.earned) == ("good", None, None)
+
+
+def test_prompts_whose_gradings_failed_refuse_nothing() -> None:
+    baseline = found([[0.0]] * 20 + [[None]] * 44)
+    assert baseline.outlook == "hopeless" and baseline.prompts == 20 and not baseline.refused
+    assert "None of 80 outputs" in baseline.sentence and "68.8% of gradings failed" in baseline.sentence
 
 
 def test_the_draw_is_random_repeatable_and_of_different_tasks() -> None:

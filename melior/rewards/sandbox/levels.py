@@ -1,6 +1,6 @@
 """how far a process can be confined
 
-L1  limits on memory, files and processes' core dumps; for code of the operator's own
+L1  a limit on time, one on memory where the pool sets it, and no process left behind; for the operator's own code
 L2  L1, and: a session, an environment and an empty folder of its own, no new privileges, no capabilities, Landlock
     (read Python and the libraries, write that folder), a filter of system calls (no sockets, processes or threads)
 L3  L2, and: no network, no other processes and no other files exist (namespaces)
