@@ -340,9 +340,9 @@ def _warned(plan: Plan, held: int, recipe: Recipe) -> Plan:
         say(f"{plan.dropped_rows} rows have no decision within the context of {plan.context} and teach nothing")
     if plan.truncated_rows:
         say(f"{plan.truncated_rows} rows are cut at the context of {plan.context} tokens")
-    needed, metric = recipe.gate.minimum_items, recipe.fit.best_metric
-    if plan.heldout_rows < needed:
-        say(f"{plan.heldout_rows} held-out rows are fewer than the {needed} the gate needs; raise data.heldout")
+    least, metric = recipe.gate.minimum_items, recipe.fit.best_metric
+    if plan.heldout_rows < least:
+        say(f"{plan.heldout_rows} held-out rows are fewer than the {least} the gate needs; raise data.heldout")
     if metric is not None and not (metric == "heldout_loss" and plan.validation_rows):
         remedy = "choose by heldout_loss, which has rows of its own" if plan.method == "sft" else "leave it out"
         say(
