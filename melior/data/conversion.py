@@ -10,7 +10,7 @@ from typing import Any
 
 from melior.data.formats.reading import ExampleStream
 from melior.data.formats.rows import Example, Reading
-from melior.data.readers import Problem
+from melior.data.readers import Problem, is_part_of
 from melior.data.writers import Written, write_examples
 from melior.errors import ConfigError, DataError
 
@@ -54,8 +54,8 @@ def convert(
         ConfigError: for an unknown format or suffix, or if the source would be overwritten.
         DataError: if a row cannot be read or written and `skip` is False, or no row can be; nothing is written then.
     """
-    if Path(source).exists() and Path(out).exists() and Path(source).samefile(out):
-        raise ConfigError(f"{out} is the source itself; write to another file")
+    if is_part_of(Path(out), source):
+        raise ConfigError(f"{out} is the source itself, or stands in its folder; write to another place")
     stream = ExampleStream(source, format=source_format, reading=reading)
     unread: list[Problem] = []
     counted = [0]

@@ -166,7 +166,7 @@ def _write_csv(file: IO[bytes], rows: _Rows, spreadsheet: bool, delimiter: str =
         return
     text = io.TextIOWrapper(file, encoding, newline="", write_through=True)
     writer = csv.writer(text, delimiter=delimiter)  # ends lines as RFC 4180 has it, which also quotes a lone \r
-    writer.writerow(spool.columns)
+    writer.writerow([f"'{name}" if spreadsheet and name.startswith(RISKY) else name for name in spool.columns])
     for row in spool:
         cells = [_cell(row, name, rows.chosen, rows.lost) for name in spool.columns]
         risky = sum(cell.startswith(RISKY) for cell in cells)

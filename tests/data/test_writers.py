@@ -110,3 +110,26 @@ def test_converting_keeps_the_format_unless_told_and_never_overwrites_its_source
     with pytest.raises(DataError, match="0 of 2 rows"):
         convert(source, tmp_path / "out.csv", skip=True)
     assert json.loads(source.read_text().splitlines()[0]) == {"question": "q", "answer": "a"}
+
+
+def test_a_folder_is_not_written_into_while_it_is_the_source(tmp_path: Path) -> None:
+    source = tmp_path / "rows" / "train.jsonl"
+    source.parent.mkdir()
+    source.write_text('{"prompt": "q"}\n')
+    for given in (source.parent, f"{source.parent}@train"):
+        with pytest.raises(ConfigError, match="or stands in its folder"):
+            convert(given, source)
+        assert convert(given, tmp_path / "out.jsonl").read == 1
+    assert source.read_text() == '{"prompt": "q"}\n'
+
+
+def test_a_table_without_rows_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,completion\n")
+    with pytest.raises(DataError, match=r"rows\.csv has a header and no rows"):
+        convert(tmp_path / "rows.csv", tmp_path / "out.jsonl")
+
+
+def test_names_of_columns_are_made_safe_too(tmp_path: Path) -> None:
+    rows = [Task("q", {"=1+1": "x"})]
+    write_examples(tmp_path / "rows.csv", rows, "prompt", spreadsheet=True)
+    assert (tmp_path / "rows.csv").read_bytes().endswith(b"prompt,'=1+1\r\nq,x\r\n")

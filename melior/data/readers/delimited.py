@@ -22,7 +22,7 @@ def read_delimited(path: str | Path, delimiter: str | None = None) -> Iterator[L
     order mark, CRLF and compression are accepted; blank lines are passed over.
 
     Raises:
-        DataError: if the file cannot be read, is empty, or its header is unusable.
+        DataError: if the file cannot be read, has no rows, or its header is unusable.
     """
     path = Path(path)
     delimiter = delimiter or delimiter_of(beginning(path))
@@ -30,17 +30,22 @@ def read_delimited(path: str | Path, delimiter: str | None = None) -> Iterator[L
     with opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text:
         records = csv.reader(text, delimiter=delimiter, strict=True)
         header = _header(records, path)
+        empty = True
         while True:
             start = records.line_num + 1
             try:
                 cells = next(records)
             except StopIteration:
-                return
+                break
             except csv.Error as error:
+                empty = False
                 yield Problem(start, _broken(error))
                 continue
             if cells:
+                empty = False
                 yield _row(header, cells, start)
+    if empty:
+        raise DataError(f"{path} has a header and no rows; write at least one")
 
 
 def delimiter_of(start: bytes) -> str:

@@ -21,7 +21,8 @@ SPACE = re.compile(r"[ \t\r\n]*")
 def read_json(path: str | Path) -> Iterator[Line | Problem]:
     """The objects of a JSON list, or of a sequence of JSON objects, read as they are asked for and counted from 1.
 
-    What cannot be parsed has no end, so nothing behind it is read: it is the last thing told.
+    What cannot be parsed has no end, so nothing behind it is read: it is the last thing told. So is what stands behind
+    the end of the list, as where two lists were put into one file.
 
     Raises:
         DataError: if the file cannot be read or is empty.
@@ -46,8 +47,19 @@ def read_json(path: str | Path) -> Iterator[Line | Problem]:
                 return
         if listed and not following:
             yield Problem(number + 1, "the list has no end: the file is cut short, so rows are missing")
+        elif following:
+            yield from _behind(window, listed, number)
     if number == 0:
         raise DataError(f"{path} is empty; write a list of JSON objects")
+
+
+def _behind(window: _Window, listed: bool, number: int) -> Iterator[Problem]:
+    """What is told of a text that goes on behind a `]`."""
+    if listed:
+        window.skip()
+    if rest := window.peek():
+        remedy = "put all rows into one list" if listed else "write a list, or objects one after another"
+        yield Problem(number + 1, f"not JSON: {rest!r} stands behind the last row; {remedy}; it was not read")
 
 
 def _unexpected(following: str, expected: str) -> str:

@@ -24,6 +24,7 @@ SPLIT_WORDS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
+    "heldout": ("heldout", "holdout", "held"),  # melior's own word, also as held-out
 }
 
 
@@ -71,6 +72,18 @@ def _reader(path: Path) -> Rows:
     raise DataError(f"{path} is of no known kind; give JSONL, a JSON list, CSV, TSV or Parquet, with its suffix")
 
 
+def is_part_of(path: Path, source: str | Path) -> bool:
+    """Whether writing to a path changes what a source reads: it is the source's file, or stands in its folder."""
+    if str(source).startswith(HUB):
+        return False
+    origin = Path(source)
+    if not origin.exists() and "@" in origin.name[1:]:
+        origin = origin.with_name(origin.name.rpartition("@")[0])
+    target = path.resolve()
+    same = path.exists() and origin.exists() and path.samefile(origin)
+    return same or target == origin.resolve() or (origin.is_dir() and origin.resolve() in target.parents)
+
+
 def _spans_lines(start: bytes) -> bool:
     """Whether the first object goes on behind its first line, as where a program wrote it to be read."""
     line, newline, rest = start.partition(b"\n")
@@ -98,7 +111,7 @@ def _folder(folder: Path, split: str) -> Rows:
 
 
 def _split_of(name: Path) -> str:
-    words = re.split(r"[^a-z0-9]+", str(name.with_suffix("")).lower())
+    words = re.split(r"[^a-z]+", str(name.with_suffix("")).lower())  # test2.jsonl is a test file too
     return next((split for split, known in SPLIT_WORDS.items() if any(word in words for word in known)), "train")
 
 

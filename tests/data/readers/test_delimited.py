@@ -69,7 +69,13 @@ def test_a_quote_that_nobody_closes_is_told_where_it_opens(tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "is empty"), (b"\n\n", "is empty"), (b"a,b,a\n1,2,3\n", "'a' 2 times"), ("a,b".encode("utf-16"), "UTF-16")],
+    [
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+        (b"a,b\n\n", "no rows; write at least one"),
+        (b"a,b,a\n1,2,3\n", "'a' 2 times"),
+        ("a,b".encode("utf-16"), "UTF-16"),
+    ],
 )
 def test_a_header_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=reason):

@@ -47,6 +47,8 @@ def test_what_is_written_is_read_whatever_the_chunks(
         (b'[{"a": 1},', 1, "the file is cut short, so rows are missing"),
         (b'[{"a": 1}', 1, "the list has no end"),
         (b'[{"a": 1} {"a": 2}]', 1, "a comma or ]"),
+        (b'[{"a": 1}]\n[{"a": 2}]', 1, "'[' stands behind the last row; put all rows into one list"),
+        (b'{"a": 1}\n]', 1, "']' stands behind the last row"),
         (b'[{"a": 1}, {"a" 2}]', 1, "nothing behind it was read"),
         (b'[{"a": 1}, {"a": NaN}]', 1, "NaN is not a JSON value"),
         (b'[{"a": 1}, 7, {"a": 2}]', 2, "this is a number"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from melior.data.readers import Line, Problem, read_rows
+from melior.data.readers import Line, Problem, is_part_of, read_rows
 from melior.errors import DataError
 
 ROWS: list[dict[str, Any]] = [
@@ -112,3 +112,25 @@ def test_a_folder_of_files_is_read_in_turn_and_its_splits_apart(tmp_path: Path) 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no data file"):
         list(read_rows(tmp_path))
+
+
+def test_held_out_files_are_never_read_as_training(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test2.jsonl", "held-out.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"prompt": name}) + "\n")
+    with pytest.raises(DataError, match=r"3 splits \(heldout, test, train\); choose one"):
+        list(read_rows(tmp_path))
+    assert [line.file for line in read_rows(f"{tmp_path}@heldout")] == ["held-out.jsonl"]
+    assert [line.file for line in read_rows(f"{tmp_path}@test")] == ["test2.jsonl"]
+
+
+def test_what_writing_would_change_of_a_source_is_known(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    rows = tmp_path / "data" / "rows.jsonl"
+    rows.write_bytes(lines())
+    (tmp_path / "link.jsonl").symlink_to(rows)
+    for same in (rows, tmp_path / "link.jsonl", tmp_path / "data" / ".." / "data" / "rows.jsonl"):
+        assert is_part_of(same, rows)
+    for folder in (tmp_path / "data", f"{tmp_path}/data@train"):
+        assert is_part_of(rows, folder) and is_part_of(tmp_path / "data" / "new.jsonl", folder)
+    for source in (rows, tmp_path / "data", "hub:someone/rows@train"):
+        assert not is_part_of(tmp_path / "other.jsonl", source)
