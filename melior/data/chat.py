@@ -120,7 +120,7 @@ class Renderer:
             return self._text_turn(message)
         context = self.context(inputs)
         if not self.chat:
-            if message.get("tool_calls"):
+            if message.get("tool_calls") or message.get("function_call"):
                 raise DataError("This model has no chat template, so it cannot write tool calls")
             return Turn(context, (*self._ids(message["content"]), self.stop_id))
         before = self._render(conversation(inputs), generation=True)
@@ -186,6 +186,9 @@ class Renderer:
                 f"The chat template does not show tools and {len(told.tools)} are given; describe them in the system "
                 "message, or choose a model whose template has tools"
             )
+        old = sum(bool(message.get("function_call")) for message in told.messages)
+        if old:
+            raise DataError(f"{old} messages have function_call, which templates do not show; write tool_calls instead")
         try:
             return self._shown(told, generation)
         except Exception as error:

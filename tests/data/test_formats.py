@@ -51,6 +51,7 @@ KNOWN: list[tuple[dict[str, Any], str, Any]] = [
     ({"prompt": "q", "answer": "4"}, "prompt", Task("q", {"answer": "4"})),
     ({"prompt": "q", "answer": "4", "group": "u1"}, "prompt", Task("q", {"answer": "4"}, group="u1")),
     ({"prompt": [user("q")]}, "prompt", Task([user("q")])),
+    ({"prompt": "q", "group": None}, "prompt", Task("q")),
     (
         {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2},
         "prompt-preference",
@@ -107,6 +108,7 @@ UNUSABLE: list[tuple[dict[str, Any], str]] = [
     ({"messages": [user("q"), {"role": "assistant", "content": None}]}, "no text"),
     ({"messages": [user("q"), assistant("a", weight=2)]}, "weight 2"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "other than text"),
+    ({"messages": CHAT, "functions": [{"name": "add"}]}, "functions is what tools were once called"),
     ({"prompt": 3}, "prompt must be a list"),
     ({"prompt": "q", "completion": [user("a")]}, "must be the assistant's"),
     ({"prompt": "q", "completion": "a", "label": "good"}, "label must be a number"),

@@ -103,3 +103,12 @@ def test_a_text_without_a_prompt_is_learnt_from_its_first_word() -> None:
         assert tokenizer.decode(list(turn.decisions[:-1])) == "the cat sat"
         assert turn.decisions[-1] in Renderer(tokenizer).stop_ids
     assert input_key(Demonstration(None, "a")) != input_key(Demonstration(None, "b"))
+
+
+def test_calls_in_the_old_wording_are_refused_and_do_not_vanish(renderer: Renderer) -> None:
+    old = {"role": "assistant", "content": "", "function_call": {"name": "add", "arguments": "{}"}}
+    for inputs, output in (([USER], old), ([USER, old, USER], ANSWER)):
+        with pytest.raises(DataError, match=r"1 messages have function_call, .* write tool_calls"):
+            renderer.turn(inputs, output)
+    with pytest.raises(DataError, match="cannot write tool calls"):
+        Renderer(tiny_tokenizer(None)).turn("hi", old)

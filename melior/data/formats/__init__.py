@@ -12,7 +12,7 @@ of a row is kept in the example's `item`, but for `group`. All rows of a source 
 """
 
 from melior.data.formats.fingerprints import canonical, fingerprint
-from melior.data.formats.known import ALIASES, FORMATS, format_named, format_of
+from melior.data.formats.known import ALIASES, FORMATS, format_named, format_of, typed
 from melior.data.formats.messages import ROLES, messages_of
 from melior.data.formats.reading import Examples, ExampleStream, read_examples
 from melior.data.formats.rows import KINDS, Example, Format, Kind, Lost, Reading, RowError
@@ -39,4 +39,5 @@ __all__ = [
     "format_of",
     "messages_of",
     "read_examples",
+    "typed",
 ]

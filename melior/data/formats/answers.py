@@ -29,6 +29,7 @@ FIRST = ("left", "a", "1", "first", "response 1", "response a", "answer 1")
 SECOND = ("right", "b", "2", "second", "response 2", "response b", "answer 2")
 EVEN = ("tie", "both", "neither", "equal", "same", "none", "both bad", "both good")
 NOT_COUNTED = ("discarded", "draft", "cancelled")
+LABELS = ("choices", "taxonomy")  # types of answers that were picked, not written
 Side = Literal["first", "second", "even"]
 
 
@@ -71,6 +72,8 @@ class Labelled:
             made["inputs"], shown = inputs, {prompt, *outputs}
             made["item"] = {"sides": sides}
         else:
+            if outputs and not reading.prompt_field and self._counted(reading)[0].get("type") in LABELS:
+                raise RowError(f"the label judges {outputs[0]}; name what is labelled: prompt_field={outputs[0]}")
             if prompt is None:
                 raise RowError(f"no field is the prompt (found {', '.join(self.fields)}); name it with prompt_field")
             made, shown = {"inputs": inputs, "output": _majority(values)}, {prompt}
@@ -80,7 +83,8 @@ class Labelled:
 
     def _counted(self, reading: Reading) -> list[Answer]:
         """The answers to the one question that count."""
-        counted = [answer for answer in self.answers if answer.get("status") not in NOT_COUNTED]
+        given = [answer for answer in self.answers if answer["value"] is not None]  # None: a question passed over
+        counted = [answer for answer in given if answer.get("status") not in NOT_COUNTED]
         if reading.question:
             counted = [answer for answer in counted if answer["question"] == reading.question]
         questions = list(dict.fromkeys(answer["question"] for answer in counted))

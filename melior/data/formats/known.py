@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from melior.data.formats import argilla, bedrock, instructions, label_studio, openai, sharegpt, trl
 from melior.data.formats.rows import Format, Kind, Reading, Row, RowError
+from melior.data.readers.rows import Cell
 from melior.errors import ConfigError
 
 FORMATS: tuple[Format, ...] = (
@@ -64,3 +65,16 @@ def format_of(row: Row, kind: Kind | None = None, reading: Reading = Reading()) 
         wanted = [format for format in fitting if format.kind == kind]
         return max(wanted, key=lambda format: len(format.columns)) if wanted else best
     return best
+
+
+def typed(row: Row) -> Row:
+    """The row of an untyped table with the JSON values that its format reads in it, so that JSON can hold it.
+
+    Other rows, and those of no format, are as they were.
+    """
+    if not any(isinstance(value, Cell) for value in row.values()):
+        return row
+    try:
+        return format_of(row).typed(row)
+    except RowError:
+        return row

@@ -115,12 +115,19 @@ def with_tools(messages: str | Messages, row: Row) -> Any:
     Raises:
         RowError: if the tools are none.
     """
+    if not given(row, "tools") and _is_tools(opened(row.get("functions"))):
+        raise RowError('functions is what tools were once called; write tools: {"type": "function", "function": …}')
     tools = parsed(given(row, "tools"))  # typed tables keep them as JSON text, since no two have the same parameters
     if not tools:
         return messages
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) and _tool_name(tool) for tool in tools):
+    if not _is_tools(tools):
         raise RowError('tools must be a list of {"type": "function", "function": {"name": …, "parameters": …}}')
     return {"messages": list(conversation(messages).messages), "tools": tools}
+
+
+def _is_tools(value: Any) -> bool:
+    listed = isinstance(value, list) and bool(value)
+    return listed and all(isinstance(tool, dict) and _tool_name(tool) for tool in value)
 
 
 def _tool_name(tool: Mapping[str, Any]) -> Any:

@@ -65,7 +65,7 @@ class Format:
         Raises:
             RowError: if a value of the row cannot be used.
         """
-        group = row.get("group", "")
+        group = given(row, "group", "")
         if not isinstance(group, str | int):
             raise RowError(f"group must be a string, got {group!r}")
         made = self.read(row, reading)
@@ -73,6 +73,28 @@ class Format:
         item = {key: str(value) if isinstance(value, Cell) else value for key, value in row.items() if key not in used}
         made["item"] = {**item, **made.get("item", {})}
         return TYPES[self.kind](**made, id=id, group=str(group))
+
+    def typed(self, row: Row) -> dict[str, Any]:
+        """The row of an untyped table as JSON holds it: a cell becomes a value only where its text would not be read.
+
+        Raises:
+            RowError: if a value of the row cannot be used.
+        """
+        made = self.read(row, Reading())
+        values = dict(row)
+        for name in {*self.columns, *self.optional, *made.get("used", ())}.intersection(row):
+            if isinstance(row[name], Cell):
+                text = str(row[name])
+                written = [{name: value} for value in (text, parsed(text), _number_in(text.strip()), None)]
+                values |= next((value for value in written if self._reads({**values, **value}) == made), {})
+        return values
+
+    def _reads(self, row: Row) -> dict[str, Any] | None:
+        """What the row is read as; None where it cannot be."""
+        try:
+            return self.read(row, Reading())
+        except RowError:
+            return None
 
     def row(self, example: Any, lost: Lost) -> dict[str, Any]:
         """The row that writes an example; what it cannot hold is counted in `lost`.

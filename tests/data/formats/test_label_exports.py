@@ -88,6 +88,10 @@ def test_answers_become_one_example_and_stay_in_its_item(row: dict[str, Any], ex
         (argilla({"a": "p", "b": "q"}, "x"), "no field is the prompt"),
         (studio({"text": "t"}, "choices", "choices", ["x"], was_cancelled=True), "nobody has answered"),
         (studio({"text": "t"}, "rectanglelabels", "rectanglelabels", ["x"]), "nobody has answered"),
+        (
+            studio({"question": "t", "answer": "r"}, "choices", "choices", ["good"]),
+            "the label judges answer; .*prompt_field=answer",
+        ),
         ({"data": "text", "annotations": []}, "data must be an object"),
     ],
 )
@@ -124,3 +128,19 @@ def test_the_flat_records_of_a_data_set_read_as_the_nested_ones() -> None:
         "q.suggestion.score": None,
     }
     assert format_of(flat).example(flat, "") == format_of(nested).example(nested, "")
+
+
+def test_a_question_passed_over_is_no_answer() -> None:
+    row = argilla({"prompt": "p", "response": "r"}, None, 4)
+    example = format_of(row).example(row, "")
+    assert isinstance(example, Rated) and example.rating == 4
+    with pytest.raises(RowError, match="nobody has answered"):
+        nobody = argilla({"text": "t"}, None)
+        format_of(nobody).example(nobody, "")
+
+
+def test_a_label_of_an_output_is_learnt_as_its_label() -> None:
+    row = studio({"question": "t", "answer": "r"}, "choices", "choices", ["good"])
+    example = format_of(row).example(row, "", Reading(prompt_field="answer"))
+    assert isinstance(example, Demonstration) and (example.inputs, example.output) == ("r", "good")
+    assert example.item["question"] == "t"
