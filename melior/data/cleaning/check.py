@@ -21,7 +21,7 @@ from melior.data.cleaning.batches import Batch, batches, examined
 from melior.data.cleaning.codes import CODES, code_named
 from melior.data.cleaning.collect import Collected
 from melior.data.cleaning.examine import FACTS, UNUSABLE, Examined, Examiner
-from melior.data.cleaning.fix import Plan, write_fixed
+from melior.data.cleaning.fix import Plan, files_of, write_fixed
 from melior.data.cleaning.label_errors import MOST_ROWS, label_errors
 from melior.data.cleaning.languages import SURE, Sample, identified
 from melior.data.cleaning.report import CheckReport, Finding, Fixed, Shown, excerpt, worst_first
@@ -30,7 +30,7 @@ from melior.data.cleaning.shingles import Shingler
 from melior.data.cleaning.spool import Spool
 from melior.data.cleaning.views import strings, view_of
 from melior.data.formats import Example, format_of
-from melior.data.readers import Line, read_rows
+from melior.data.readers import Line, is_part_of, read_rows
 from melior.errors import ConfigError, DataError
 
 NEAR = 0.85  # Jaccard index of shingles: one word changed in twenty, or a few letters
@@ -79,6 +79,7 @@ def check_file(
 
     Raises:
         DataError: if a source cannot be read, or the fix would overwrite it.
+        CheckpointError: if the disk refuses the fix; what was there before is still there.
         ConfigError: if a setting makes no sense.
     """
     config = config or CheckConfig()
@@ -86,14 +87,22 @@ def check_file(
         raise ConfigError("max_length counts tokens, so name the model whose tokens they are")
     if fix is not None:
         _check_target(Path(fix), source, heldout)
-    with tempfile.TemporaryDirectory(prefix="melior-check-") as folder:
-        return _Check(str(source), config, heldout, count_tokens, progress or _quiet, Path(folder)).run(fix)
+    try:
+        with tempfile.TemporaryDirectory(prefix="melior-check-") as folder:
+            return _Check(str(source), config, heldout, count_tokens, progress or _quiet, Path(folder)).run(fix)
+    except OSError as error:
+        raise DataError(
+            f"the temporary files of a check cannot be written: {error.strerror or error}; "
+            "set TMPDIR to a folder with as much space as the file takes"
+        ) from error
 
 
 def _check_target(fix: Path, *sources: str | Path | None) -> None:
-    for source in sources:
-        if source is not None and fix.absolute() == Path(source).absolute():
-            raise DataError(f"{fix} is the file being checked; write the cleaned rows to another one")
+    for file in files_of(fix).values():
+        if any(source is not None and is_part_of(file, source) for source in sources):
+            raise DataError(
+                f"{file} is the file being checked, or stands in its folder; write the cleaned rows to another place"
+            )
     if fix.suffix != ".jsonl":
         raise DataError(f"{fix} must end in .jsonl: cleaned rows are written as JSON, one a line")
 

@@ -60,6 +60,13 @@ CODES = (
         "Shorten it, or choose a longer context.",
     ),
     Code(
+        "template-refuses",
+        "error",
+        "remove",
+        "The model's chat template refuses the row, so training does.",
+        "Correct the row, or choose a model whose template has what it needs.",
+    ),
+    Code(
         "chosen-is-rejected",
         "error",
         "remove",
@@ -239,7 +246,7 @@ CODES = (
         "label-variants",
         "warning",
         "repair",
-        "Labels that differ in case or spaces only count as different classes.",
+        "Labels that differ in case, spaces or underscores only count as different classes.",
         "Use the spelling most rows use.",
     ),
     Code(

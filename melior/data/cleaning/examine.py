@@ -20,6 +20,7 @@ from melior.data.cleaning.shingles import Entries, Shingler
 from melior.data.cleaning.views import View, exact_parts, key_of, normalised, view_of
 from melior.data.formats import Example, RowError, format_of
 from melior.data.readers import Line, Problem
+from melior.errors import DataError
 
 UNUSABLE = 255  # in the column of formats
 # 90 bytes a row; 0 is "none" in every column of keys.
@@ -38,7 +39,7 @@ FACTS = np.dtype(
         ("question", "u8"),
         ("verdict", "u8"),
         ("label", "u8"),
-        ("prompt", "u8"),
+        ("prompt", "u8"),  # or the whole text where there is none: what must not be held out as well
         ("parts", "u8"),
         ("prompt_parts", "u8"),
         ("prompt_size", "u4"),
@@ -72,10 +73,11 @@ class Examiner:
             answer = " ".join(map(normalised, view.long_answers)) if view else ""
             bodies.append(f"{prompt} {answer}".strip())
             answers.append(answer)
-            prompts.append(prompt)
+            read = prompt or (normalised("\n".join(sorted(view.answers))) if view else "")
+            prompts.append(read)
             if view is not None:
-                self._facts(view, prompt, answer, facts[index], out)
-                start = letters_of(view.prompt) or letters_of("\n".join([view.prompt, *view.answers]))
+                self._facts(view, prompt, answer, read, facts[index], out)
+                start = letters_of(view.spoken) or letters_of("\n".join([view.spoken, *view.answers]))
                 if start and (key := int(facts[index]["content"])) < below:
                     out.texts.append((key, index, start))
         if self.body:
@@ -104,29 +106,42 @@ class Examiner:
         facts["format"] = _number(out.formats, (format.name, format.kind))
         view = view_of(example, format.kind)
         hits.extend(faults(view))
-        named = row.get(self.group, view.group)
+        named = line.row.get(self.group, view.group)  # not as masked: then all e-mail addresses would be one user
         facts["group"] = key_of(str(named)) if named not in (None, "") else 0
-        if self.count_tokens is not None:
-            facts["tokens"] = self.count_tokens(example)
-            if self.max_length is not None and facts["tokens"] > self.max_length:
-                hits.append(Hit("too-long", f"{facts['tokens']} of {self.max_length} tokens", view.prompt))
+        hits.extend(self._tokens(example, view, facts))
         return view, hits
 
-    def _facts(self, view: View, prompt: str, answer: str, facts: Any, out: Examined) -> None:
+    def _question(self, view: View, prompt: str, facts: Any) -> int:
+        if view.question != view.prompt:
+            return key_of(normalised(view.question))
+        return int(facts["prompt"]) if prompt else 0
+
+    def _tokens(self, example: Example, view: View, facts: Any) -> list[Hit]:
+        """What the tokens of a row show, where there is a way to count them."""
+        if self.count_tokens is None:
+            return []
+        try:
+            facts["tokens"] = self.count_tokens(example)
+        except DataError as error:
+            return [Hit("template-refuses", str(error), view.prompt)]
+        if self.max_length is not None and facts["tokens"] > self.max_length:
+            return [Hit("too-long", f"{facts['tokens']} of {self.max_length} tokens", view.prompt)]
+        return []
+
+    def _facts(self, view: View, prompt: str, answer: str, read: str, facts: Any, out: Examined) -> None:
         label = view.label
         facts["content"] = key_of(view.content)
-        facts["prompt"] = key_of(prompt) if prompt else 0
-        same = view.question == view.prompt
-        facts["question"] = facts["prompt"] if same else key_of(normalised(view.question))
+        facts["prompt"] = key_of(read) if read else 0
+        facts["question"] = self._question(view, prompt, facts)
         facts["verdict"] = key_of(normalised(view.verdict))
         facts["label"] = key_of(label) if label else 0
-        short = [] if view.kind == "demonstrations" else [a for a in view.answers if len(a) <= 60]
-        facts["parts"] = key_of("\0".join([exact_parts(f"{prompt} {answer}"), *map(normalised, short)]))
-        facts["prompt_parts"] = key_of(exact_parts(prompt)) if self.prompts else 0
+        exact = [exact_parts(f"{prompt} {answer}"), *map(normalised, view.short_answers), view.tools]
+        facts["parts"] = key_of("\0".join(exact))
+        facts["prompt_parts"] = key_of(exact_parts(read)) if self.prompts else 0
         facts["prompt_size"], facts["answer_size"] = len(view.prompt), sum(map(len, view.answers))
         facts["reference"] = view.reference is not None
         facts["ending"] = ending(view.answers[-1]) if view.answers and view.kind == "demonstrations" else 0
-        facts["script"] = _number(out.scripts, script_of("\n".join([view.prompt, *view.answers])))
+        facts["script"] = _number(out.scripts, script_of("\n".join([view.spoken, *view.answers])))
         if view.kind == "preferences":
             facts["longer"] = np.sign(len(view.answers[0]) - len(view.answers[1]))
         if label:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -14,12 +13,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from melior.data.cleaning.codes import CODES
+from melior.data.cleaning.codes import BY_NAME, CODES
 from melior.data.cleaning.report import Fixed
 from melior.data.cleaning.rows import cleaned
 from melior.data.cleaning.views import mapped
+from melior.data.formats import typed
 from melior.data.readers import Line, Problem, read_rows
-from melior.errors import DataError
+from melior.durable import durable_file
 
 Place = Callable[[int], int | str]
 
@@ -40,34 +40,25 @@ def write_fixed(path: Path, plan: Plan, place: Place) -> Fixed:
     """Writes the cleaned rows to `path`, and removed and changed rows beside it; files are replaced whole.
 
     Raises:
-        DataError: if the disk refuses.
+        CheckpointError: if the disk refuses.
     """
-    files = {
+    files = files_of(path)
+    with ExitStack() as stack:
+        opened = {name: stack.enter_context(durable_file(file)) for name, file in files.items()}
+        kept, removed, changed = _written(opened, plan, place)
+    return Fixed(kept, removed, changed, {name: str(file) for name, file in files.items()})
+
+
+def files_of(path: Path) -> dict[str, Path]:
+    """The files that a fix writes."""
+    return {
         "cleaned": path,
         "removed": path.with_suffix(".removed.jsonl"),
         "changed": path.with_suffix(".changed.jsonl"),
     }
-    drafts = {name: file.with_name(f".{file.name}.draft-{os.getpid()}") for name, file in files.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            opened = {name: stack.enter_context(draft.open("w", encoding="utf-8")) for name, draft in drafts.items()}
-            fixed = _written(opened, plan, place)
-            for file in opened.values():
-                file.flush()
-                os.fsync(file.fileno())
-        for name, draft in drafts.items():
-            os.replace(draft, files[name])
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}; free some space") from error
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
-    kept, removed, changed = fixed
-    return Fixed(kept, removed, changed, {name: str(file) for name, file in files.items()})
 
 
-def _written(files: Mapping[str, IO[str]], plan: Plan, place: Place) -> tuple[int, Any, Any]:
+def _written(files: Mapping[str, IO[bytes]], plan: Plan, place: Place) -> tuple[int, Any, Any]:
     removed: dict[str, list[int | str]] = defaultdict(list)
     changed: dict[str, list[int | str]] = defaultdict(list)
     reasons: dict[int, list[str]] = defaultdict(list)
@@ -76,13 +67,13 @@ def _written(files: Mapping[str, IO[str]], plan: Plan, place: Place) -> tuple[in
             reasons[row].append(code)
     kept = 0
     for number, line in enumerate(read_rows(plan.source)):
-        if plan.reason[number]:
-            because = CODES[plan.reason[number] - 1]
+        reason = int(plan.reason[number])
+        if reason or isinstance(line, Problem):  # what cannot be read cannot be kept, told or not
+            because = CODES[reason - 1] if reason else BY_NAME["invalid-row"]
             removed[because.name].append(place(number))
             _put(files["removed"], _told_removed(number, line, because.name, because.why, plan, place))
             continue
-        assert isinstance(line, Line)  # what cannot be read is removed
-        row = line.row
+        row = typed(line.row)
         if number in reasons:
             row = _changed(row, reasons[number], plan)
             for name in reasons[number]:
@@ -107,5 +98,5 @@ def _changed(row: Mapping[str, Any], codes: list[str], plan: Plan) -> Mapping[st
     return row
 
 
-def _put(file: IO[str], value: Any) -> None:
-    file.write(json.dumps(value, ensure_ascii=False) + "\n")
+def _put(file: IO[bytes], value: Any) -> None:
+    file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")

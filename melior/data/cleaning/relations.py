@@ -83,7 +83,7 @@ def near_duplicates(facts: Facts, spool: Spool, answers: Spool, kind: str) -> It
             if one == two or facts["parts"][one] != facts["parts"][two] or clusters.together(one, two):
                 continue
             same = facts["label"][one] == facts["label"][two]
-            if not same and kind != "demonstrations":
+            if (not same and kind != "demonstrations") or _apart(facts, one, two, kind):
                 continue
             pair = (min(one, two), max(one, two))
             if (same or pair not in differing) and (found := spool.similarity(a, b)) >= spool.shingler.near:
@@ -95,16 +95,24 @@ def near_duplicates(facts: Facts, spool: Spool, answers: Spool, kind: str) -> It
                     differing.add(pair)
                     yield Relation("near-contradiction", pair[0], pair[1], f"{found:.2f} alike")
                     yield Relation("near-contradiction", pair[1], pair[0], f"{found:.2f} alike")
-    yield from _kept(clusters, facts, spool, answers)
+    yield from _kept(clusters, facts, spool, answers, kind)
 
 
-def _kept(clusters: _Clusters, facts: Facts, spool: Spool, answers: Spool) -> Iterator[Relation]:
+def _apart(facts: Facts, one: int, two: int, kind: str) -> bool:
+    """Whether neither row can stand for the other: tasks with other right answers, pairs preferred the other way."""
+    if kind not in ("tasks", "preferences") or facts["verdict"][one] == facts["verdict"][two]:
+        return False
+    return kind == "tasks" or bool(facts["question"][one] == facts["question"][two])
+
+
+def _kept(clusters: _Clusters, facts: Facts, spool: Spool, answers: Spool, kind: str) -> Iterator[Relation]:
     """Of each cluster the longest row is kept, and every other that is near no kept one."""
     for members in clusters.members():
         members.sort(key=lambda row: (-_size(facts[row]), int(facts["content"][row])))
         kept: list[int] = []
         for row in members:
-            alike = ((min(spool.of_rows(row, other), answers.of_rows(row, other)), other) for other in kept)
+            others = [other for other in kept if not _apart(facts, row, other, kind)]
+            alike = ((min(spool.of_rows(row, other), answers.of_rows(row, other)), other) for other in others)
             found, other = max(alike, default=(0.0, -1))
             if found >= spool.shingler.near:
                 yield Relation("near-duplicate", row, other, f"{found:.2f} alike")
@@ -144,7 +152,7 @@ class _Clusters:
 
 
 def leaks(facts: Facts, heldout: Facts) -> Iterator[Relation]:
-    """Rows whose prompt or group the held-out file has too; `other` is a row of that file."""
+    """Rows whose prompt (or text without one) or group the held-out file has too; `other` is a row of that file."""
     usable = facts["format"] != UNUSABLE
     for code, column in (("leak-exact", "prompt"), ("leak-group", "group")):
         keys, places = np.unique(heldout[column], return_index=True)

@@ -12,6 +12,7 @@ from typing import Any
 from melior.data.cleaning.encoding import CONTROL, encoding_faults, repaired
 from melior.data.cleaning.privacy import masked, sightings, suspicious
 from melior.data.cleaning.views import LABEL_CHARACTERS, View, mapped, normalised, strings
+from melior.data.formats import typed
 from melior.data.formats.messages import ALSO_ASSISTANT, ROLES
 
 TEMPLATE = re.compile(
@@ -44,11 +45,12 @@ class Hit:
 
 
 def cleaned(row: Mapping[str, Any], ignore: frozenset[str]) -> tuple[Mapping[str, Any], list[Hit]]:
-    """The row with its texts repaired and personal data masked, and what was found in them.
+    """The row with its texts repaired and personal data masked, and what was found in them; cells as JSON values.
 
     Cleaning what was cleaned changes nothing.
     """
     hits: dict[tuple[str, str], Hit] = {}
+    row = typed(row)
     texts = list(strings(row))
     joined = "\n".join(texts)
     if not joined.isascii() or "&" in joined or "<" in joined or CONTROL.search(joined):
@@ -70,7 +72,7 @@ def cleaned(row: Mapping[str, Any], ignore: frozenset[str]) -> tuple[Mapping[str
         for text in texts:
             if match := TEMPLATE.search(text):
                 hits.setdefault(("template-tokens", ""), Hit("template-tokens", "", text, match.group()))
-    return row, [hit for hit in hits.values() if hit.code not in ignore]
+    return typed(row), [hit for hit in hits.values() if hit.code not in ignore]
 
 
 _REPAIRED = ("mojibake", "control-characters", "invisible-characters", "html-entities", "normal-form")

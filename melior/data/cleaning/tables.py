@@ -102,7 +102,8 @@ def variants(labels: Mapping[str, int]) -> dict[str, str]:
     """Labels that differ from a commoner one in case, spaces and underscores only, with that one."""
     alike: dict[str, list[str]] = defaultdict(list)
     for label in labels:
-        alike["".join(c for c in label.casefold() if c.isalnum() or c in "+-<>=.") or label].append(label)
+        # All other signs may be what tells two labels apart: C and C#, or the vowels of Hindi, which are no letters.
+        alike["".join(label.casefold().replace("_", " ").split()) or label].append(label)
     changed = {}
     for names in alike.values():
         names.sort(key=lambda name: (-labels[name], name))

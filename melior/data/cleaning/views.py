@@ -15,6 +15,7 @@ from typing import Any
 
 from melior.data.conversations import conversation, learnt
 from melior.data.formats import Example, canonical
+from melior.data.readers.rows import Cell
 from melior.types import Demonstration, Preference, Rated, Task
 
 LABEL_CHARACTERS = 60  # an answer of one line up to this length is compared as a whole, as a label is
@@ -36,6 +37,7 @@ class View:
     answers: tuple[str, ...]  # what is imitated, preferred or rated
     question: str
     verdict: str
+    tools: str  # that may be called, as JSON; empty where there are none
     content: str  # equal exactly when two rows teach the same
     group: str
     reference: str | None  # of a task: None where it has none
@@ -47,9 +49,24 @@ class View:
         return self.verdict if short and self.kind in ("demonstrations", "rated") and self.verdict else None
 
     @property
+    def spoken(self) -> str:
+        """What the user says: a system message says the same in every row, often in another language."""
+        return "\n".join(text for role, text in self.messages if role == "user")
+
+    @property
     def long_answers(self) -> list[str]:
-        """The answers too long for a label."""
+        """The answers too long for a label; all of several turns, which together are none."""
+        if self.kind == "demonstrations" and len(self.answers) > 1:
+            return list(self.answers)
         return [answer for answer in self.answers if len(answer) > LABEL_CHARACTERS or "\n" in answer]
+
+    @property
+    def short_answers(self) -> list[str]:
+        """The answers that are compared as a whole, where no label says the same."""
+        if self.kind != "demonstrations":
+            return [answer for answer in self.answers if len(answer) <= LABEL_CHARACTERS]
+        said = "\n".join(self.answers)
+        return [said] if len(self.answers) > 1 and len(said) <= LABEL_CHARACTERS else []
 
 
 def view_of(example: Example, kind: str) -> View:
@@ -110,8 +127,11 @@ def _view(
     reference: str | None = None,
 ) -> View:
     told = tuple((str(message.get("role")), _said(message)) for message in messages)
-    shown = canonical([kind, content])
-    return View(kind, told, prompt, tuple(answers), question, verdict, shown, example.group, reference)
+    given = conversation(example.inputs).tools if example.inputs is not None else ()
+    tools = canonical(given) if given else ""
+    asked = f"{question}\0{tools}" if tools else question  # the right answer may be another one with other tools
+    shown = canonical([kind, content, tools])
+    return View(kind, told, prompt, tuple(answers), asked, verdict, tools, shown, example.group, reference)
 
 
 _VIEWS: dict[type, Callable[[Any, str], View]] = {
@@ -184,7 +204,8 @@ def strings(value: Any, name: str = "") -> Iterator[str]:
 def mapped(value: Any, change: Callable[[str], str], name: str = "") -> Any:
     """The JSON value with every text changed, names and roles left as they are."""
     if isinstance(value, str):
-        return value if name in NOT_TEXT else change(value)
+        changed = value if name in NOT_TEXT else change(value)
+        return Cell(changed) if isinstance(value, Cell) else changed
     if isinstance(value, Mapping):
         return {key: mapped(inner, change, key) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from plants import KEY
 from real_rows import write
 
-from melior.data.cleaning import CheckConfig, CheckReport, check_file
+from melior.data.cleaning import CODES, CheckConfig, CheckReport, check_file
+from melior.data.formats import FORMATS, Example, read_examples
 from melior.data.readers import Line, read_rows
 
 QUIET = CheckConfig(languages=False)
@@ -183,3 +186,36 @@ def test_lines_are_those_of_the_file_not_of_its_rows(tmp_path: Path) -> None:
         "two\nlines",
         "third",
     ]
+
+
+ROWS = [(format.name, format.sample) for format in FORMATS]
+ROWS += [("alpaca", {"instruction": "Write JSON.", "output": '{"a": [1, 2]}', "history": ""})]
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
+@pytest.mark.parametrize("note", ["nothing amiss", "Tom &amp; Jerry"])
+def test_a_table_is_fixed_to_rows_that_read_the_same(tmp_path: Path, name: str, row: dict[str, Any], note: str) -> None:
+    source = tmp_path / "rows.csv"
+    cells = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in {**row, "note": note}.items()
+    }
+    with source.open("w", newline="") as file:
+        csv.writer(file).writerows([cells.keys(), cells.values()])
+    fixed = check_file(source, QUIET, fix=tmp_path / "clean.jsonl").fixed
+    assert fixed is not None and fixed.kept == 1
+
+    def read(path: Path) -> list[Example]:
+        rows = read_examples(path, format=name).rows
+        kept = [{key: value for key, value in example.item.items() if key != "note"} for example in rows]
+        return [replace(example, id="", item=item) for example, item in zip(rows, kept, strict=True)]
+
+    assert read(tmp_path / "clean.jsonl") == read(source)
+
+
+def test_what_cannot_be_read_is_removed_even_where_nobody_asks(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"prompt": "What is it?", "completion": "It."}, '{"prompt": "a'])
+    config = CheckConfig(languages=False, ignore=frozenset(code.name for code in CODES) - {"duplicate"})
+    report = check_file(path, config, fix=tmp_path / "clean.jsonl")
+    assert report.findings == [] and report.fixed is not None
+    assert report.fixed.kept == 1 and report.fixed.removed == {"invalid-row": [2]}
+    assert "cut short" in json.loads((tmp_path / "clean.removed.jsonl").read_text())["reason"]
