@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from melior.cli.output import JSON, program, say, say_json, say_table, told, warn
+from melior.cli.output import JSON, program, say, say_json, say_table, shown, told, warn
 from melior.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def check(
 ) -> None:
     """Tell what is wrong with a file of rows; write it without.
 
-    Exit status: 0 without errors, 1 with errors (with --strict, also with warnings), 2 for a wrong command line.
+    Exit status: 0 without errors, 1 with errors (with --strict, also with warnings) or where nothing could be checked.
 
     \b
     melior check train.jsonl
@@ -58,6 +59,8 @@ def check(
         return
     if source is None:
         raise ConfigError("name the file to check: melior check train.jsonl")
+    if report is not None:
+        _check_report(report, source, heldout, fix)
     config = CheckConfig(
         near=near,
         ignore=_ignored(ignore, only),
@@ -77,6 +80,15 @@ def check(
     failing = found.of("error") or (strict and found.of("warning"))
     if failing:
         raise typer.Exit(1)
+
+
+def _check_report(report: Path, *others: str | Path | None) -> None:
+    """Refuses a report that would overwrite what is read or written."""
+    from melior.data.readers import is_part_of
+
+    for other in others:
+        if other is not None and is_part_of(report, other):
+            raise ConfigError(f"--report {report} is {other}, or stands in its folder; write it to another place")
 
 
 def _ignored(ignore: list[str], only: list[str]) -> frozenset[str]:
@@ -118,7 +130,8 @@ def _show_codes(as_json: bool) -> None:
 
 def show(found: CheckReport, examples: int = EXAMPLES, report: Path | None = None) -> None:
     """Prints a report for people: a table, worst first, some rows of each finding, and what to do next."""
-    say(f"{found.source}: {found.rows:,} rows, {found.usable:,} of them usable as {found.format}")
+    usable = f"{found.usable:,} of them usable as {found.format}" if found.usable else "none of them usable"
+    say(f"{found.source}: {found.rows:,} rows, {usable}")
     _show_tables(found)
     say()
     if not found.findings:
@@ -155,12 +168,12 @@ def _show_examples(finding: Finding, examples: int) -> None:
     if not examples or not (finding.examples or finding.detail):
         return
     say(f"\n{SEVERITY_SIGNS[finding.severity]} {finding.code}{': ' * bool(finding.detail)}{finding.detail}")
-    for shown in finding.examples[:examples]:
-        detail = f"{shown.detail}: " if shown.detail else ""
-        say(f"    {shown.line}: {detail}{shown.excerpt}")
+    for example in finding.examples[:examples]:
+        detail = f"{shown(example.detail)}: " if example.detail else ""  # column names may hold anything
+        say(f"    {example.line}: {detail}{example.excerpt}")
     if finding.count > examples and finding.examples:
         few = list(finding.details.items()) if len(finding.details) <= MOST_DETAILS else []
-        more = ", ".join(f"{name} {count:,}" for name, count in few)
+        more = shown(", ".join(f"{name} {count:,}" for name, count in few))
         say(f"    … {finding.count - min(examples, len(finding.examples)):,} more{f' ({more})' if more else ''}")
 
 
@@ -196,8 +209,9 @@ def _show_next(found: CheckReport, report: Path | None) -> None:
     elif not found.usable:
         say("next: rename the columns, or convert the file; melior convert --list shows each format with a row")
     elif any(finding.action != "keep" and finding.count for finding in found.findings):
-        held = f" --heldout {found.heldout}" if found.heldout else ""
+        held = f" --heldout {shlex.quote(found.heldout)}" if found.heldout else ""
         name = Path(found.source).name.partition(".")[0] or "rows"
-        say(f"next: {program()} check {found.source}{held} --fix {name}.clean.jsonl --report {name}.report.json")
+        outs = f"--fix {shlex.quote(f'{name}.clean.jsonl')} --report {shlex.quote(f'{name}.report.json')}"
+        say(f"next: {program()} check {shlex.quote(found.source)}{held} {outs}")
     if report is not None:
         say(f"{report}: every line of every finding")

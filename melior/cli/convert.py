@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from melior.cli.output import JSON, first_line, say, say_json, say_table, told, warn
+from melior.cli.output import JSON, first_line, say, say_json, say_table, shown, told, warn
 from melior.errors import ConfigError
 
 SHOWN_PROBLEMS = 5
@@ -76,10 +76,10 @@ def convert(
         return
     say(f"{out}: {done.written.rows:,} rows in {done.written.format}, from {done.read:,} rows in {done.source_format}")
     for what, count in done.written.lost.most_common():
-        warn(f"  not kept: {what} ({count:,})")
+        warn(f"  not kept: {shown(what)} ({count:,})")
     left = [*done.unread, *done.written.problems]
     for problem in left[:SHOWN_PROBLEMS]:
-        warn(f"  left out: {problem}")
+        warn(f"  left out: {shown(str(problem))}")
     if len(left) > SHOWN_PROBLEMS:
         warn(f"  and {len(left) - SHOWN_PROBLEMS:,} more rows left out; --json lists all")
 

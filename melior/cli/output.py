@@ -52,7 +52,7 @@ def told(command: Callable[P, R]) -> Callable[P, R]:
             if Errors.debug:
                 traceback.print_exc()
             elif isinstance(error, MeliorError):
-                warn(f"melior: {error}")
+                warn(f"melior: {shown(str(error))}")  # which may quote a file's own words
             else:
                 first = (str(error).strip().splitlines() or ["no message"])[0]
                 warn(f"melior: {type(error).__name__}: {first} (this is a bug, or the machine; --debug shows where)")

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from melior.cli.main import app
+from melior.data.cleaning import CODES
 
 GOOD = [{"prompt": f"What is the colour of thing number {i}?", "completion": "Blue."} for i in range(9)]
 
@@ -71,6 +72,8 @@ def test_mistakes_are_told_in_one_sentence(source: Path) -> None:
         ([source, "--max-length", "10"], "name the model"),
         ([source, "--fix", source], "write the cleaned rows to another"),
         ([source, "--near", "7"], "from 0.5 to 1"),
+        ([source, "--report", source], "write it to another place"),
+        ([source, "--fix", "out.jsonl", "--report", "out.jsonl"], "write it to another place"),
         ([], "name the file"),
     ):
         told = call(*arguments, code=1).stderr.strip().splitlines()
@@ -80,3 +83,18 @@ def test_mistakes_are_told_in_one_sentence(source: Path) -> None:
 def test_codes_are_listed() -> None:
     assert "near-duplicate" in call("--codes").stdout
     assert len(json.loads(call("--codes", "--json").stdout)) > 30
+
+
+def test_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"\x1b[2Jquestion": "\x1b[31mred"}) + "\n")
+    result = call(path, code=1)
+    assert "\x1b" not in result.output and "none of them usable" in result.stdout
+    out = tmp_path / "out.jsonl"
+    stopped = CliRunner().invoke(app, ["convert", str(path), "--out", str(out)])
+    assert stopped.exit_code == 1 and "\x1b" not in stopped.output and "question" in stopped.stderr
+
+
+def test_the_page_on_data_names_every_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    assert [code.name for code in CODES if f"`{code.name}`" not in page] == []
