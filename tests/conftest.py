@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from tiny import tiny_folder
 
 from melior.policies.language import LanguagePolicy
 
 torch.set_num_threads(1)
+settings.register_profile("melior", settings.default, deadline=None)  # a slow machine is no failure
+settings.load_profile("melior")
 
 
 @pytest.fixture(scope="session")
