@@ -97,7 +97,8 @@ def test_offline_and_misspelt_hub_ids_are_one_sentence(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=r"hub:no-one/nothing@train cannot be loaded .*; check the name and the connection"):
+    match = r"hub:no-one/nothing@train cannot be loaded .*; check the name and the connection"
+    with pytest.raises(DataError, match=match):
         list(read_rows("hub:no-one/nothing@train"))
     with pytest.raises(DataError, match="is no data set of the hub"):
         list(read_rows("hub:a/b/c/d"))
