@@ -7,15 +7,22 @@ with the exact decision ids and log-probs when the policy itself produced it. A 
 no chat template), a list of messages `{"role": ..., "content": ...}`, or `{"messages": [...], "tools": [...]}` where
 tools may be called; None is no prompt at all, so that the output is a text from its first word. `output` is what it
 decided: for language a string, the assistant's answer, or the assistant's message where it calls tools.
+
+| policy     | inputs                                                       | output                        |
+| ---------- | ------------------------------------------------------------ | ----------------------------- |
+| language   | text, messages, messages and tools, None                      | text, or a message            |
+| classifier | a table's row (column → number, text, None), an `Image`, text | a label, or a tuple of labels |
+| slate      | a `SlateRequest`                                              | item ids, first place first   |
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from melior.errors import ConfigError
+from melior.errors import ConfigError, DataError
 
 Finish = Literal["stop", "length", "cancelled", "given"]
 
@@ -73,6 +80,58 @@ class Task:
     group: str = ""
 
 
+@dataclass(frozen=True)
+class Image:
+    """A picture: a file, decoded when it is needed, or pixels [height, width, channels] as uint8, row by row."""
+
+    path: str = ""
+    pixels: bytes = b""
+    shape: tuple[int, int, int] = (0, 0, 0)  # height, width, channels, where there are pixels
+    sha256: str = ""  # of the file's bytes, or of the pixels
+
+    def __post_init__(self) -> None:
+        height, width, channels = self.shape
+        if bool(self.path) == bool(self.pixels) or len(self.pixels) != height * width * channels:
+            raise DataError(
+                f"an image is a path, or {height * width * channels} bytes of pixels for its shape {self.shape}; got "
+                f"path {self.path!r} and {len(self.pixels)} bytes"
+            )
+        if not self.sha256 and self.pixels:
+            object.__setattr__(self, "sha256", hashlib.sha256(self.pixels).hexdigest())
+
+    def __repr__(self) -> str:
+        """Short, and different for different pictures."""
+        size = "×".join(map(str, self.shape)) if self.pixels else self.path
+        return f"Image({size}, sha256 {self.sha256[:16] or 'unknown'})"
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a slate can show. Features are numbers, texts (categories) or None where unknown."""
+
+    id: str
+    features: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """What a user did before: one entry of a history, the oldest first."""
+
+    item: str  # id; it need not be in any catalogue any more
+    type: str = "purchase"  # click, cart, purchase …
+    age_s: float | None = None  # seconds before the request
+
+
+@dataclass(frozen=True)
+class SlateRequest:
+    """What a slate is chosen for. Every part but the candidates may be missing."""
+
+    context: Mapping[str, Any] = field(default_factory=dict)  # features of the user and the moment
+    viewed: str = ""  # id of the item being looked at
+    history: tuple[Interaction, ...] = ()
+    candidates: tuple[str | Item, ...] | None = None  # ids of the catalogue, or items it lacks; None: the whole of it
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How outputs are sampled. `temperature=0` is greedy; `top_k=0` and `top_p=1` switch truncation off."""
@@ -127,6 +186,7 @@ class Score:
     error: str = ""  # one line; empty when the call went well
     traceback: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)  # sub-scores of a combined grader
+    decisions: tuple[float, ...] = ()  # what each decision earned, where that can be told apart; it adds up to `value`
     seconds: float = 0.0
     kind: str = ""  # what was amiss, by the flag of the OpenAI dialect's result, e.g. "python_grader_runtime_error"
     usage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # judge model → prompt and completion tokens

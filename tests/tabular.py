@@ -91,6 +91,12 @@ class Tabular:
         if rows:
             yield rows
 
+    def cost(self, batch: Batch) -> int:
+        return int(batch.mask.sum())
+
+    def perturb(self, batch: Batch, key: Sequence[int]) -> Batch:
+        return batch
+
     def score(self, batch: Batch, want: frozenset[Want] = LOG_PROBS) -> Scored:
         return self._score(self.logits, batch, Want.ENTROPY in want)
 

@@ -25,6 +25,7 @@ class Want(Enum):
 
     LOG_PROBS = "log_probs"
     ENTROPY = "entropy"
+    CANDIDATES = "candidates"  # log-probs of everything that could have been decided, where that is a short list
 
 
 LOG_PROBS = frozenset({Want.LOG_PROBS})
@@ -74,7 +75,7 @@ class Scored:
     log_probs: Tensor  # [B, T] nats, 0 where the mask is False
     entropy: Tensor | None = None  # [B, T] nats
     values: Tensor | None = None  # [B, T]
-    candidates: Tensor | None = None  # [B, T, K]
+    candidates: Tensor | None = None  # [B, T, K] nats, -inf where a candidate may not be decided
 
 
 @dataclass(frozen=True)
@@ -112,22 +113,69 @@ class Trainable(Protocol):
 class Policy(Trainable, Protocol):
     """Gives a log-probability to every decision it makes."""
 
+    kind: str  # language, classifier, slate: recorded in its folder, so that the folder says what loads it
     discrete: bool  # probabilities (True) or densities (False)
 
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter trains, on weights that stay."""
+        ...
+
+    @property
+    def layout(self) -> str:
+        """How rows are laid out, for the run's record."""
+        ...
+
+    # ------------------------------------------------------------------ decisions
+
     def encode(self, examples: Sequence[Any]) -> Batch:
-        """A whole step as one batch: tokenised, not yet laid out."""
+        """A whole step as one batch, not yet laid out; column "examples" [B] says which example a row came from."""
         ...
 
     def cut(self, batch: Batch, budget: int | None = None) -> Iterator[list[int]]:
         """Rows of micro-batches that cost at most `budget` each; a group stays together where it fits."""
         ...
 
+    def cost(self, batch: Batch) -> int:
+        """What `cut` holds against its budget."""
+        ...
+
+    def perturb(self, batch: Batch, key: Sequence[int]) -> Batch:
+        """The batch as plain SFT shows it: inputs augmented, dropout drawn; a function of the batch and the key.
+
+        What is random stands in the batch afterwards, so `score` stays deterministic. The same batch where the policy
+        was not asked for either.
+        """
+        ...
+
     def score(self, batch: Batch, want: frozenset[Want] = LOG_PROBS) -> Scored:
         """Log-probs of the batch's decisions, deterministic whatever the mode of the model."""
         ...
 
+    def log_probs(self, examples: Sequence[Any]) -> list[Tensor]:
+        """One tensor [T] of nats per example, in order."""
+        ...
+
+    def reference_log_probs(self, batch: Batch, budget: int | None = None) -> Tensor:
+        """Log-probs [B, T] of the policy as it was loaded or made."""
+        ...
+
     def sample(self, inputs: Sequence[Any], settings: Sampling | Sequence[Sampling], *, step: int = 0) -> list[Record]:
-        """`n` records per input, grouped by input, in order; settings are one for all, or one per input."""
+        """`n` records per input, grouped by input, in order; settings are one for all, or one per input.
+
+        A sample is a function of (seed, step, input, sample number). `temperature=0` is the one best output, which has
+        no behavior log-probs: nothing was left to chance.
+        """
+        ...
+
+    # ------------------------------------------------------------------ parameters
+
+    def candidates(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Everything that can train, whether it does or not; names as in `parameter_groups`."""
+        ...
+
+    def freeze(self, factors: Mapping[str, float]) -> dict[str, float]:
+        """Takes out of training whatever the factors give 0, and returns the factors that still have a say."""
         ...
 
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from melior.data.chat import Renderer, Template, Turn
 from melior.durable import MANIFEST, durable_folder, verify_folder
 from melior.errors import ConfigError, DataError, ModelError
+from melior.policies import parameters
 from melior.policies.adapters import LoRA, add_adapter, is_adapter, load_adapter, without_adapter
 from melior.policies.backbones import CausalBackbone, LayoutName, load_backbone, resolve
 from melior.policies.base import LOG_PROBS, Batch, ParameterGroup, Rates, Scored, State, Want, score_all
 from melior.policies.engine import Engine, Request
 from melior.policies.forest import common_prefix
-from melior.policies.freezing import Share, factor_for, matches
+from melior.policies.freezing import Share
 from melior.policies.head import decision_log_probs
 from melior.types import Demonstration, Preference, Rated, Record, Sampling
 
@@ -37,6 +38,7 @@ class LanguagePolicy:
     checkpointing works, with every dropout at zero.
     """
 
+    kind = "language"
     discrete = True
 
     def __init__(
@@ -109,21 +111,11 @@ class LanguagePolicy:
 
     def state(self) -> State:
         """Trainable tensors by name."""
-        return {name: parameter.detach() for name, parameter in self.backbone.trainable()}
+        return parameters.state_of(self.candidates())
 
     def load_state(self, state: State) -> None:
         """Overwrites the trainable tensors, in place."""
-        mine = dict(self.backbone.trainable())
-        if mine.keys() != state.keys():
-            odd = sorted(mine.keys() ^ state.keys())
-            raise ModelError(f"The state does not fit: {len(odd)} tensor names differ, first {odd[0]}")
-        for name, parameter in mine.items():
-            if parameter.shape != state[name].shape:
-                shapes = f"{tuple(state[name].shape)}, the model has {tuple(parameter.shape)}"
-                raise ModelError(f"The state does not fit: {name} has shape {shapes}")
-        with torch.no_grad():
-            for name, parameter in mine.items():
-                parameter.copy_(state[name])
+        parameters.load_state(self.candidates(), state)
 
     def fingerprint(self) -> str:
         """Of architecture, trainable shapes, tokenizer and template: what must agree for a checkpoint to fit."""
@@ -131,28 +123,22 @@ class LanguagePolicy:
         told = json.dumps([self.backbone.architecture, shapes, self.renderer.fingerprint], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
+    def candidates(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Everything that can train: every weight, or the adapter's."""
+        return self.backbone.candidates()
+
     def freeze(self, factors: Mapping[str, float]) -> dict[str, float]:
         """Takes out of training whatever the factors give 0, and returns the factors that still have a say.
-
-        A frozen tensor has no gradient and is in no checkpoint.
 
         Raises:
             ConfigError: for a pattern that is no regular expression or matches no trainable parameter.
         """
-        named = list(self.backbone.candidates())
-        for pattern in factors:
-            if not any(matches(pattern, name) for name, _ in named):
-                raise ConfigError(f"Learning-rate pattern {pattern!r} matches no trainable parameter")
-        for name, parameter in named:
-            parameter.requires_grad_(factor_for(name, factors) > 0)
-        left = [name for name, _ in self.backbone.trainable()]
-        return {pattern: f for pattern, f in factors.items() if f > 0 and any(matches(pattern, name) for name in left)}
+        return parameters.freeze(self.candidates(), factors)
 
     @property
     def share(self) -> Share:
         """How many of the model's parameters train."""
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.backbone.model.parameters()]
-        return Share(sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes))
+        return parameters.share(self.backbone.model.parameters())
 
     def parameter_groups(self, rates: Rates) -> list[ParameterGroup]:
         """Trainable parameters by learning rate and weight decay; vectors (norms, biases) never decay.
@@ -160,21 +146,17 @@ class LanguagePolicy:
         Raises:
             ConfigError: for a pattern that is no regular expression, or matches no trainable parameter.
         """
-        groups: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
-        unused = set(rates.factors)
-        for name, parameter in self.backbone.trainable():
-            found = [pattern for pattern in rates.factors if matches(pattern, name)]
-            unused.difference_update(found)
-            rate = rates.learning_rate * (rates.factors[found[0]] if found else 1.0)
-            if rate > 0:
-                decay = rates.weight_decay if parameter.dim() > 1 else 0.0
-                groups.setdefault((rate, decay), []).append((name, parameter))
-        if unused:
-            raise ConfigError(f"Learning-rate pattern {sorted(unused)[0]!r} matches no trainable parameter")
-        return [
-            ParameterGroup(tuple(n for n, _ in members), tuple(p for _, p in members), rate, decay)
-            for (rate, decay), members in groups.items()
-        ]
+        return parameters.parameter_groups(self.candidates(), rates)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter trains, on weights that stay."""
+        return self.backbone.adapted
+
+    @property
+    def layout(self) -> str:
+        """How rows are laid out."""
+        return self.backbone.layout
 
     # ------------------------------------------------------------------ records become batches
 
@@ -262,6 +244,14 @@ class LanguagePolicy:
             cost += len(sequence) - common_prefix(previous, sequence)
             previous = sequence
         return cost
+
+    def cost(self, batch: Batch) -> int:
+        """Tokens read and decided; a prefix that rows share counts each time."""
+        return sum(map(len, batch.inputs)) + int(batch.mask.sum())
+
+    def perturb(self, batch: Batch, key: Sequence[int]) -> Batch:
+        """The same batch: language models are trained without dropout."""
+        return batch
 
     @staticmethod
     def _sequence(batch: Batch, row: int) -> tuple[int, ...]:

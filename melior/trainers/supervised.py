@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from melior.data.formats import fingerprint
 from melior.errors import DataError
 from melior.losses.likelihood import nll_loss
 from melior.masking import select
@@ -40,6 +41,7 @@ class Examples:
         for turn, owner in enumerate(owners.tolist()):
             self.turns.setdefault(owner, []).append(turn)
         self.kept: list[int] = kept
+        self.policy, self.content = policy, fingerprint(rows)
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
 
     @property
@@ -56,16 +58,12 @@ class Examples:
         order = torch.randperm(len(self.kept), generator=generator(self.seed, epoch)).tolist()
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
         rows = [turn for row in chosen for turn in self.turns[self.kept[row]]]
-        batch = self.batch.select(rows)
+        batch = self.policy.perturb(self.batch.select(rows), (self.seed, index))
         return Step(batch, {"epoch": index / self.per_epoch, "decisions": float(batch.mask.sum())})
 
     def fingerprint(self) -> str:
-        rows = [
-            list(self.batch.inputs),
-            [list(decided) for decided, _ in self.batch.outputs],
-            self.batch.weights.sum().item(),
-        ]
-        return digest("examples", rows, self.batch_size, self.epochs, self.seed)
+        shape = [self.batch.mask.sum().item(), self.batch.weights.sum().item()]
+        return digest("examples", self.content, shape, self.batch_size, self.epochs, self.seed)
 
 
 @dataclass(frozen=True)

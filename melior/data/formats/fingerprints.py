@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from melior.types import Image
+
 
 def fingerprint(rows: Iterable[Any]) -> str:
     """sha256 of the examples' content in order, as hexadecimal; ids, which name files and lines, do not count.
@@ -30,4 +32,11 @@ def _content(row: Any) -> Any:
 
 def canonical(value: Any) -> str:
     """The one JSON text of a value: keys sorted, ASCII, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=dict)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: a mapping, or one of the nouns of `melior.types`; pictures by their hash."""
+    if isinstance(value, Image):
+        return repr(value)
+    return _content(value) if is_dataclass(value) else dict(value)
