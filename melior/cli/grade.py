@@ -51,7 +51,7 @@ def grade(
     """
     from melior.cycles.measures import open_pool
     from melior.cycles.outputs import grade_outputs
-    from melior.cycles.recipe import Grading
+    from melior.cycles.sections import Grading
     from melior.evaluation.dry_run import dry_run
     from melior.rewards.similarity import threshold_of
     from melior.store import Store

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from melior.cycles.models import with_judges
-from melior.cycles.recipe import GraderSpec, Grading, Recipe
+from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
+from melior.cycles.sections import GraderSpec, Grading
 from melior.data.formats import fingerprint
 from melior.durable import write_file
 from melior.errors import DataError

@@ -27,8 +27,9 @@ from melior.cycles.folders import alone, claim
 from melior.cycles.lesson import lesson, load_trainable
 from melior.cycles.measures import Measures, kept
 from melior.cycles.models import Found, find_model
-from melior.cycles.recipe import Range, Recipe, recipe_of
+from melior.cycles.recipe import Recipe, recipe_of
 from melior.cycles.rows import MOST_ASIDE, Rows, load_rows, task_of
+from melior.cycles.sections import Range
 from melior.durable import write_file
 from melior.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from melior.evaluation.compare import Comparison, compare

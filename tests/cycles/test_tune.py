@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from melior.cycles.recipe import Range, Recipe, load_recipe, recipe_of
+from melior.cycles.recipe import Recipe, load_recipe, recipe_of
+from melior.cycles.sections import Range
 from melior.cycles.tune import Tuning, _is_count, check_space, search_rows, tune
 from melior.errors import CheckpointError, ConfigError, DataError
 from melior.store import Store

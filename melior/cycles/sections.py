@@ -1,0 +1,177 @@
+"""the sections of a recipe: one small class each, with its defaults and their reasons"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+
+from melior.errors import ConfigError
+from melior.evaluation import gates
+from melior.policies import adapters
+from melior.trainers.loop import FitConfig
+from melior.trainers.reinforcement import Reinforcement
+from melior.trainers.trackers import TrackerName
+from melior.types import Sampling
+
+STRICT = ConfigDict(extra="forbid")
+Layout = Literal["auto", "forest", "padded"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+GraderSpec = str | dict[str, Any]
+Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+@validated(frozen=True, config=STRICT)
+class LoRA(adapters.LoRA):
+    """The adapter's settings, unknown keys refused; so are the next two."""
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Outputs(Sampling):
+    pass
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Gate(gates.Gate):
+    pass
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Fit(FitConfig):
+    """How training steps; what is "auto" is chosen before the first one."""
+
+    learning_rate: Rate | Auto = "auto"  # type: ignore[assignment]
+    rate_multiplier: float = Field(default=1.0, gt=0)  # of an automatic rate
+    layer_decay: float = Field(default=1.0, gt=0, le=1)  # each block's rate over that of the block above it
+
+    @property
+    def config(self) -> FitConfig:
+        """The settings that are the loop's own.
+
+        Raises:
+            ConfigError: if the rate was not chosen yet.
+        """
+        if self.learning_rate == "auto":
+            raise ConfigError('fit.learning_rate is still "auto"; resolve() the recipe, or write a number')
+        return FitConfig(**{field.name: getattr(self, field.name) for field in fields(FitConfig)})
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Model:
+    """What is trained."""
+
+    path: str  # a folder, a name that `melior pull` knows, a hub id, or a version: name@alias, ver_…
+    lora: LoRA | Auto | None = "auto"  # "auto": r=16, or the adapter there is; null trains every weight
+    train: str = "all"  # of what can train: all, head, no-embeddings, last-4 (any number of blocks)
+    layout: Layout = "auto"
+    dtype: Dtype = "auto"
+    template: Literal["auto", "chat", "plain"] = "auto"
+    max_length: int | None = Field(default=None, ge=1)  # tokens
+    gradient_checkpointing: bool = False
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Generated:
+    """Rows of a reasoning-gym data set, whose answers its own verifier knows."""
+
+    reasoning_gym: str
+    size: int = Field(ge=1)
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Data:
+    """What is learnt from, and what is only ever measured on."""
+
+    train: str | Generated
+    heldout: int | float | str = 0.1  # a number of rows, a share of the training file, or a file
+    validation: int | float = 0.1  # of the training rows, set aside only where epochs or settings are chosen by them
+    seed: int = 0  # of the split
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Grading:
+    """The processes that graders run in."""
+
+    processes: int = Field(default=1, ge=1)
+    timeout_s: float = Field(default=10.0, gt=0)  # per output
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Sft:
+    """Learning by demonstration."""
+
+    batch_size: Count | Auto = "auto"  # rows of a step
+    epochs: Count | Auto = "auto"  # "auto": until the loss of validation rows stops falling
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Rft(Reinforcement):
+    """Learning from rewards."""
+
+    prompts: int = Field(default=16, ge=1)  # of a step; each is sampled sampling.n times
+    resample: int = Field(default=0, ge=0)  # further draws that replace groups whose rewards are all equal
+    baseline: int = Field(default=64, ge=0)  # training prompts sampled before the first step; 0 skips it
+    hopeless: Literal["refuse", "train"] = "refuse"  # where that baseline shows nothing to learn from
+
+    @property
+    def objective(self) -> Reinforcement:
+        """The settings that are the objective's own."""
+        return Reinforcement(**{field.name: getattr(self, field.name) for field in fields(Reinforcement)})
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Evaluate:
+    """How held-out rows are measured, before and after training."""
+
+    items: int | None = Field(default=None, ge=1)  # the first so many held-out rows; null takes all
+    n: int = Field(default=2, ge=1)  # samples of each, beside a greedy one
+    temperature: float = Field(default=1.0, gt=0)  # the one it will be served with
+    seed: int = 0
+    every: int | None = Field(default=None, ge=1)  # steps; null measures before and after only
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Save:
+    """Where the trained policy goes."""
+
+    name: str | None = None  # of the model in the registry; null: the model's name and the method
+    folder: str | None = None  # null: "model" in the run's folder
+    alias: str = "prod"
+    promote: bool = True  # where the gate says so, and never otherwise
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Range:
+    """Numbers between two, both included."""
+
+    low: float
+    high: float
+    log: bool = False  # as many between 1e-5 and 1e-4 as between 1e-4 and 1e-3
+    step: float | None = Field(default=None, gt=0)
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Tune:
+    """How `melior tune` looks for better settings; training itself does not read it."""
+
+    trials: int = Field(default=20, ge=2)  # the first of them is the recipe as it stands
+    space: dict[str, Range | list[Any]] | None = None  # setting → range or choices; null: the method's own
+    pruner: Literal["median", "halving", "none"] = "median"
+    looks: int = Field(default=4, ge=1)  # measurements of a trial before its last, at which it may be given up
+    level: float = Field(default=0.95, gt=0, lt=1)  # of the whole search, however many trials it has
+    seeds: int = Field(default=3, ge=1)  # fresh ones, with which best and default are trained anew to confirm
+    seed: int = 0  # of the search
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Report:
+    """Where a run's numbers go beside its own folder, which always has them."""
+
+    to: tuple[TrackerName, ...] = ()
+    project: str = "melior"  # what the trackers call the set of runs this one belongs to
+    samples: bool = False  # whether outputs go there too; they may hold what people wrote
