@@ -14,13 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, nn
 
 from melior.errors import DataError
 
 Row = Mapping[str, Any]  # column → number, text or None
 
 KNOTS = 49  # quantiles kept of a numeric column: 48 bins, of 50 that Gorishniy et al. 2022 find enough
+SPREAD = 0.02  # deviation of first embeddings: what each cell says starts small, and alike for every column
 UNKNOWN = 0  # code of a category that is missing, or that training never saw
 
 
@@ -75,7 +78,7 @@ class Columns:
         `noticed` counts categories that training never saw, and rows that lack a column or have one nobody reads.
 
         Raises:
-            DataError: for an infinite number, a text that is no number in a numeric column, or a cell of several values.
+            DataError: for an infinite number, a text in a numeric column that is no number, or a cell of many values.
         """
         seen: Counter[str] = Counter() if noticed is None else noticed
         numbers = torch.full((len(rows), len(self.numeric)), torch.nan, dtype=torch.float64)
@@ -120,6 +123,113 @@ class Columns:
             categorical={name: tuple(categories) for name, categories in fields["categorical"].items()},
             left_out=dict(fields["left_out"]),
         )
+
+
+@validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Table:
+    """How a table's row becomes features."""
+
+    width: int = Field(default=128, ge=1)  # of the features, and of the hidden layers
+    blocks: int = Field(default=2, ge=0)  # residual layers; 0 is a model that adds up what each column says
+    embedding: int = Field(default=8, ge=1)  # numbers that stand for one cell
+    bins: int = Field(default=16, ge=1, lt=KNOTS)  # pieces of a numeric column's piecewise-linear curve
+    hidden: float = Field(default=0.05, ge=0, lt=1)  # share of cells plain SFT hides, so that "unknown" means something
+    dropout: float = Field(default=0.1, ge=0, lt=1)  # share of hidden units plain SFT leaves out
+
+
+class TableFeatures(nn.Module):
+    """Features [.., D] of rows given as numbers [.., N] and codes [.., C], under any leading dimensions.
+
+    A number is embedded piecewise linearly between quantiles of its training values (beyond them it stays at the ends),
+    a category by a vector of its own; what is missing or unknown has a vector of its own too. Residual blocks follow,
+    each of which begins as nothing: the model starts from the sum of what each column says and learns combinations.
+
+    Source: Gorishniy et al. 2022, arXiv:2203.05556, §3.2 (piecewise-linear encoding); Gorishniy et al. 2021,
+    arXiv:2106.11959, §3.2 (residual blocks).
+    """
+
+    lows: Tensor  # [N, Q], infinite where a column has fewer bins
+    widths: Tensor  # [N, Q]
+    starts: Tensor  # [C], each column's first row of the one table of categories
+
+    def __init__(self, columns: Columns, config: Table | None = None) -> None:
+        super().__init__()
+        self.columns, self.config = columns, config or Table()
+        size, self.width = self.config.embedding, self.config.width
+        edges = [_thinned(quantiles, self.config.bins) for quantiles in columns.numeric.values()]
+        bins = max((len(e) - 1 for e in edges), default=0)
+        lows = torch.full((len(edges), bins), torch.inf, dtype=torch.float64)
+        widths = torch.ones((len(edges), bins), dtype=torch.float64)
+        for place, edge in enumerate(edges):
+            lows[place, : len(edge) - 1] = torch.tensor(edge[:-1])
+            widths[place, : len(edge) - 1] = torch.tensor(edge).diff()
+        self.register_buffer("lows", lows, persistent=False)
+        self.register_buffer("widths", widths, persistent=False)
+        self.numeric = nn.Parameter(SPREAD * torch.randn(len(edges), bins, size))
+        self.missing = nn.Parameter(SPREAD * torch.randn(len(edges), size))
+        self.sizes = [len(categories) + 1 for categories in columns.categorical.values()]
+        starts = torch.tensor([0, *self.sizes[:-1]] if self.sizes else [], dtype=torch.long).cumsum(0)
+        self.register_buffer("starts", starts, persistent=False)
+        self.categories = nn.Parameter(SPREAD * torch.randn(sum(self.sizes), size))
+        self.project = nn.Linear(size * (len(edges) + len(self.sizes)), self.width)
+        self.blocks = nn.ModuleList(_Block(self.width, self.config.dropout) for _ in range(self.config.blocks))
+
+    def forward(
+        self,
+        numbers: Tensor,  # [.., N], NaN where missing
+        codes: Tensor,  # [.., C], 0 where missing or unknown
+        kept: Tensor | None = None,  # [.., blocks, D] bool: hidden units that stay, where plain SFT drops some
+    ) -> Tensor:  # [.., D]
+        """Features of rows; a function of these rows alone."""
+        cells = torch.cat([self._embed_numbers(numbers), self.categories[codes + self.starts]], dim=-2)
+        features = self.project(cells.flatten(-2))
+        for place, block in enumerate(self.blocks):
+            features = features + block(features, None if kept is None else kept[..., place, :])
+        return features
+
+    def _embed_numbers(self, numbers: Tensor) -> Tensor:  # [.., N, d]
+        missing = torch.isnan(numbers)
+        shares = (torch.nan_to_num(numbers).double()[..., None] - self.lows) / self.widths
+        shares = shares.clamp(0, 1).to(self.numeric.dtype)  # [.., N, Q]
+        known = (shares[..., None, :] @ self.numeric).squeeze(-2)
+        return torch.where(missing[..., None], self.missing, known)
+
+    def hide(self, numbers: Tensor, codes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The arguments of `forward` with cells hidden and hidden units dropped, as plain SFT shows them."""
+        numbers = numbers.masked_fill(_drawn(numbers.shape, self.config.hidden, generator), torch.nan)
+        codes = codes.masked_fill(_drawn(codes.shape, self.config.hidden, generator), UNKNOWN)
+        if not (self.config.dropout and self.config.blocks):
+            return numbers, codes, None
+        shape = (*numbers.shape[:-1], self.config.blocks, self.width)
+        return numbers, codes, ~_drawn(shape, self.config.dropout, generator)
+
+
+class _Block(nn.Module):
+    """What one hidden layer adds; nothing at first."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.norm, self.inner, self.outer = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, features: Tensor, kept: Tensor | None) -> Tensor:
+        hidden = torch.relu(self.inner(self.norm(features)))
+        if kept is not None:  # scaled up, so that what the next layer expects stays
+            hidden = torch.where(kept, hidden, 0) / (1 - self.dropout)
+        return self.outer(hidden)
+
+
+def _drawn(shape: Sequence[int], share: float, generator: torch.Generator) -> Tensor:
+    """True with probability `share`, on the generator's device."""
+    return torch.rand(tuple(shape), generator=generator) < share
+
+
+def _thinned(quantiles: Sequence[float], bins: int) -> list[float]:
+    """At most `bins` + 1 of the quantiles, evenly by rank, the ends among them."""
+    places = np.unique(np.linspace(0, len(quantiles) - 1, min(bins + 1, len(quantiles))).round().astype(int))
+    return [quantiles[place] for place in places]
 
 
 def _check_declared(names: Sequence[str], declared: Mapping[str, Sequence[str]]) -> None:
