@@ -64,7 +64,8 @@ def uniforms(seeds: Tensor, count: int, stream: int = 0) -> Tensor:  # [B, count
     Source: Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195, SplitMix64, counted instead of stepped.
     """
     places = torch.arange(1, count + 1, device=seeds.device)
-    mixed = _mix(_mix(seeds + GOLDEN * (stream + 1))[:, None] + GOLDEN * places)
+    origin = torch.tensor(stream + 1, device=seeds.device) * GOLDEN  # a tensor's product wraps around
+    mixed = _mix(_mix(seeds + origin)[:, None] + GOLDEN * places)
     return _shift(mixed, 11).double() * 2.0**-53
 
 
