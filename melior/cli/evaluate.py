@@ -144,10 +144,11 @@ class _Asked:
 
     def evaluations(self, models: list[str], where: str | None) -> list[Evaluation]:
         """One per model, on the same rows with the same grader."""
+        from melior.cycles.kinds import kind_named
         from melior.cycles.ledger import record_evaluation
         from melior.cycles.measures import open_pool
         from melior.cycles.models import find_model
-        from melior.cycles.rows import check_room, read_tasks
+        from melior.cycles.rows import read_tasks
         from melior.evaluation import evaluate
         from melior.policies.language import LanguagePolicy
         from melior.store import Store
@@ -161,7 +162,7 @@ class _Asked:
             for model, one in zip(models, found, strict=True):
                 progress(f"loading {first_line(model, 40)}", 0, 1)
                 policy = LanguagePolicy.load(one.path)
-                check_room(policy, tasks, sampling)
+                kind_named(policy.kind).check(policy, tasks, sampling)
 
                 def told(done: int, total: int, model: str = model) -> None:
                     progress(f"evaluating {first_line(model, 40)}", done, total)

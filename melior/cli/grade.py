@@ -102,8 +102,9 @@ class _Asked:
                 raise ConfigError(f"{self.rows} are tasks without outputs; sample some with --model")
             columns = {"output_column": self.output_column, "label_column": self.label_column}
             return read_outputs(Path(self.rows), **columns, limit=self.limit)
+        from melior.cycles.kinds import kind_named
         from melior.cycles.models import find_model
-        from melior.cycles.rows import check_room, read_tasks
+        from melior.cycles.rows import read_tasks
         from melior.policies.language import LanguagePolicy
         from melior.types import Sampling
 
@@ -111,7 +112,7 @@ class _Asked:
         sampling = Sampling(n=self.n, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed)
         progress(f"loading {first_line(self.model, 40)}", 0, 1)
         policy = LanguagePolicy.load(find_model(self.model, store).path)
-        check_room(policy, tasks, sampling)
+        kind_named(policy.kind).check(policy, tasks, sampling)
         return sample_outputs(policy, tasks, sampling, report=lambda done, total: progress("sampling", done, total))
 
 

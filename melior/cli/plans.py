@@ -20,7 +20,11 @@ def show_plan(plan: Plan) -> None:
 
     line("rows", _rows(plan))
     read = "prompt tokens" if plan.method == "rft" else "tokens"
-    line("tokens", f"{plan.tokens:,} {read}, the longest row {plan.longest:,} of {plan.context:,}; {_decisions(plan)}")
+    if plan.tokens is None:
+        line("decisions", _decisions(plan))
+    else:
+        held = f"the longest row {plan.longest:,} of {plan.context:,}"
+        line("tokens", f"{plan.tokens:,} {read}, {held}; {_decisions(plan)}")
     line("steps", _steps(plan))
     share = plan.trainable / max(1, plan.parameters)
     line("trains", f"{plan.trainable:,} of {plan.parameters:,} parameters ({share:.2%}), layout {plan.layout}")

@@ -95,15 +95,16 @@ def _saved(outcome: Outcome) -> str:
 
 def _show_mask(recipe: Recipe, store: Any, count: int) -> None:
     """Every token of the first rows, and which of them are decisions to learn."""
+    from melior.cycles.lesson import load_trainable
     from melior.cycles.models import find_model
     from melior.cycles.rows import load_rows
-    from melior.cycles.train import load_trainable
     from melior.errors import ConfigError
 
-    if recipe.method != "sft":
-        raise ConfigError("only sft has a mask to show: what rft learns from is what the policy samples")
-    rows = load_rows(recipe).train[:count]
-    policy = load_trainable(recipe, find_model(recipe.model.path, store))
+    if recipe.method != "sft" or recipe.model.kind != "language":
+        raise ConfigError("only sft of a language model has a mask to show: rft learns from what the policy samples")
+    found = load_rows(recipe)
+    rows = found.train[:count]
+    policy = load_trainable(recipe, find_model(recipe.model.path, store), found)
     batch = policy.encode(rows)
     tokens = policy.renderer.tokenizer
     for turn, owner in enumerate(batch.columns["examples"].tolist()):

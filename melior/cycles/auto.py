@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from melior.cycles.kinds import Pace, kind_named
 from melior.cycles.recipe import Recipe, difference, recipe_of
 from melior.cycles.rows import Rows
 from melior.durable import write_file
@@ -35,12 +36,6 @@ SPARSE = 100  # steps between two validations at most
 PATIENCE = 3  # validations without improvement
 SAMPLE = 512  # rows whose decisions are counted
 SWEEP_ROWS = 8  # of a step of the range test at most
-ADAPTER_RATE, WHOLE_RATE = (
-    2e-4,
-    2e-5,
-)  # sft without a range test that tells: what TRL starts adapters and whole models at
-ADAPTER_LIMITS, WHOLE_LIMITS = (1e-5, 2e-3), (1e-6, 1e-4)  # beyond these a sweep is not believed
-ADAPTER_RFT, WHOLE_RFT = 1e-4, 1e-6  # docs/experiments.md (three seeds); TRL's default for GRPO
 RFT_STEPS = (20, 200)
 
 
@@ -124,7 +119,7 @@ def _supervised(recipe: Recipe, policy: Any, rows: Rows, sweep: bool) -> Resolve
     if recipe.fit.learning_rate == "auto" and not sweep:
         why = f"a range test of {TESTS} small steps chooses it when training starts"
         choices.append(Choice("fit.learning_rate", "auto", why))
-        recipe = _with(recipe, "fit", learning_rate=ADAPTER_RATE if policy.backbone.adapted else WHOLE_RATE)
+        recipe = _with(recipe, "fit", learning_rate=_pace(recipe, policy).sft)
     elif recipe.fit.learning_rate == "auto":
         test = _sweep(recipe, policy, rows)
         choices.append(_rate(recipe, policy, test))
@@ -187,23 +182,26 @@ def _sweep(recipe: Recipe, policy: Any, rows: Rows) -> RangeTest | None:
     steps = Examples(policy, needed, batch_size=per_step, epochs=passes, seed=recipe.seed)
     objective: Any = supervised()
     config = _with(recipe, "fit", learning_rate=1.0).fit.config
-    rates = policy.freeze(recipe.factors([name for name, _ in policy.backbone.candidates()]))
+    rates = policy.freeze(recipe.factors([name for name, _ in policy.candidates()]))
     return range_test(policy, steps, objective, replace(config, rates=rates))
 
 
 def _rate(recipe: Recipe, policy: Any, test: RangeTest | None) -> Choice:
-    adapted = policy.backbone.adapted
-    fallback, (low, high) = (ADAPTER_RATE, ADAPTER_LIMITS) if adapted else (WHOLE_RATE, WHOLE_LIMITS)
-    what = "adapters" if adapted else "whole models"
+    pace = _pace(recipe, policy)
+    (low, high), what = pace.limits, pace.what
     if test is None or test.rate is None:
         why = test.reason if test else "there are too few rows for a range test"
-        rate, why = fallback, f"{why}; {what} usually learn at {fallback:g}"
+        rate, why = pace.sft, f"{why}; {what} usually learn at {pace.sft:g}"
     elif not low <= test.rate <= high:
         rate = min(max(test.rate, low), high)
         why = f"{test.reason} is {test.rate:g}, and {what} are kept between {low:g} and {high:g}"
     else:
         rate, why = test.rate, test.reason
     return _multiplied(recipe, rate, why)
+
+
+def _pace(recipe: Recipe, policy: Any) -> Pace:
+    return kind_named(recipe.model.kind).pace(policy)
 
 
 def _multiplied(recipe: Recipe, rate: float, why: str) -> Choice:
@@ -227,10 +225,9 @@ def _rewarded(recipe: Recipe, policy: Any, rows: Rows) -> Resolved:
         choices.append(Choice("fit.steps", steps, why))
         recipe = _with(recipe, "fit", steps=steps)
     if recipe.fit.learning_rate == "auto":
-        adapted = policy.backbone.adapted
-        rate = ADAPTER_RFT if adapted else WHOLE_RFT
-        why = f"{'an adapter' if adapted else 'every weight'} learns from rewards at {rate:g}; a sweep would see noise"
-        choices.append(_multiplied(recipe, rate, why))
+        pace = _pace(recipe, policy)
+        why = f"{pace.what} learn from rewards at {pace.rft:g}; a sweep would see noise"
+        choices.append(_multiplied(recipe, pace.rft, why))
         recipe = _with(recipe, "fit", learning_rate=choices[-1].value)
     return Resolved(recipe, tuple(choices))
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from melior.cycles.auto import Resolved
+from melior.cycles.kinds import kind_named
 from melior.cycles.measures import Measures
 from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
 from melior.errors import ConfigError
-from melior.policies.adapters import LoRA, is_adapter
-from melior.policies.language import LanguagePolicy
 from melior.trainers.loop import FitConfig
 from melior.trainers.overfitting import FittingGap
 from melior.trainers.reinforcement import Rollouts
@@ -32,7 +31,7 @@ class Lesson:
 
 
 def lesson(
-    resolved: Resolved, asked: Recipe, policy: LanguagePolicy, rows: Rows, measures: Measures, folder: Path | None
+    resolved: Resolved, asked: Recipe, policy: Any, rows: Rows, measures: Measures, folder: Path | None
 ) -> Lesson:
     """What the resolved recipe trains on, and how.
 
@@ -64,7 +63,7 @@ def lesson(
 class _Watch:
     """Loss and fitting gap while demonstrations are learnt, and rewards where they were asked for."""
 
-    def __init__(self, policy: LanguagePolicy, rows: Rows, measures: Measures, *, graded: bool) -> None:
+    def __init__(self, policy: Any, rows: Rows, measures: Measures, *, graded: bool) -> None:
         self.gap = FittingGap(policy, rows.train, rows.validation or rows.heldout)
         self.measures = measures if graded else None
 
@@ -73,38 +72,33 @@ class _Watch:
         return found | self.measures.graded(trainable) if self.measures else found
 
 
-def freeze(recipe: Recipe, policy: LanguagePolicy) -> dict[str, float]:
+def freeze(recipe: Recipe, policy: Any) -> dict[str, float]:
     """Takes out of training what the recipe freezes; returns the factors of the rates of what is left.
 
     Raises:
         ConfigError: if a pattern matches nothing, or nothing is left.
     """
-    return policy.freeze(recipe.factors([name for name, _ in policy.backbone.candidates()]))
+    return dict(policy.freeze(recipe.factors([name for name, _ in policy.candidates()])))
 
 
-def load_trainable(recipe: Recipe, found: Found) -> LanguagePolicy:
-    """The recipe's policy before its first step.
+def load_trainable(recipe: Recipe, found: Found, rows: Rows) -> Any:
+    """The recipe's policy before its first step: what is frozen is frozen.
 
     Raises:
-        ConfigError: if an adapter would be put on an adapter, or every weight of one trained.
-        ModelError: if the model cannot be loaded.
+        ConfigError, ModelError: if it cannot be loaded, or made for these rows, as the recipe says.
     """
-    model, adapter = recipe.model, recipe.adapter
-    adapted = is_adapter(Path(found.path))
-    if adapted and model.lora is None:
-        raise ConfigError(
-            f"{found.path} holds an adapter, so not every weight can train; merge it first, or use lora: auto"
-        )
-    if model.lora == "auto" and not adapted and model.train == "all":
-        adapter = LoRA(seed=recipe.seed)
-    policy = LanguagePolicy.load(
-        found.path,
-        adapter=adapter,
-        layout=model.layout,
-        dtype=model.dtype,
-        template=model.template,
-        max_length=model.max_length,
-        gradient_checkpointing=model.gradient_checkpointing,
-    )
+    policy = kind_named(recipe.model.kind).load(recipe, found, rows)
     freeze(recipe, policy)
     return policy
+
+
+def check_tasks(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> None:
+    """Nothing, if every task the run will ask of the policy can be answered; before hours are spent on the others.
+
+    Raises:
+        DataError: naming the first that cannot.
+    """
+    if measures.heldout is not None:
+        measures.kind.check(policy, rows.tasks, recipe.evaluation)
+    if recipe.method == "rft":
+        measures.kind.check(policy, rows.train, recipe.rollouts)

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from melior.cycles.kinds import kind_named
 from melior.cycles.models import with_judges
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
 from melior.cycles.sections import GraderSpec, Grading
-from melior.data.formats import fingerprint
 from melior.durable import write_file
 from melior.errors import DataError
-from melior.evaluation.evaluate import GREEDY, REWARD, Evaluation, Progress, evaluate
+from melior.evaluation.evaluate import GREEDY, Evaluation, Progress, evaluate
 from melior.rewards.graders import load_grader
 from melior.rewards.workers import GraderPool
-from melior.statistics import bootstrap_mean
 from melior.store import Store
 from melior.trainers.supervised import HeldoutLoss
-from melior.types import Demonstration, Sampling
-
-LIKELIHOOD = "log-prob per decision"  # the grader's name where demonstrations are their own judge
 
 
 class Measures:
@@ -37,6 +29,7 @@ class Measures:
     def __init__(self, recipe: Recipe, rows: Rows, store: Store | None = None) -> None:
         """Raises GraderError if a grader cannot be loaded; judges of the registry are found in `store`."""
         self.recipe, self.rows, self.store = recipe, rows, store
+        self.kind = kind_named(recipe.model.kind)
         self.latest: Evaluation | None = None  # made while training, and not taken up yet
         self._stack = ExitStack()
         pools: dict[str, GraderPool] = {}
@@ -60,7 +53,7 @@ class Measures:
     def evaluation(self, policy: Any, progress: Progress | None = None) -> Evaluation:
         """The policy on every held-out row."""
         if self.heldout is None:
-            return likelihood(policy, self.rows.heldout)
+            return self.kind.measure(policy, self.rows.heldout)
         grader = self.heldout.grader.name
         return evaluate(policy, self.rows.tasks, self.heldout, self.recipe.evaluation, progress=progress, grader=grader)
 
@@ -83,35 +76,6 @@ def open_pool(spec: GraderSpec, grading: Grading | None = None, store: Store | N
     grading = grading or Grading()
     spec = with_judges(spec, store) if store is not None else spec
     return GraderPool(load_grader(spec), processes=grading.processes, timeout_s=grading.timeout_s)
-
-
-@torch.no_grad()
-def likelihood(policy: Any, rows: Sequence[Demonstration]) -> Evaluation:
-    """Mean log-prob per decision of each held-out demonstration, as its reward: what SFT improves without a grader.
-
-    Raises:
-        DataError: if no row has a decision within the context.
-    """
-    started = time.monotonic()
-    scored = dict(zip(map(_row_key, rows), policy.log_probs(rows), strict=True))
-    values = {key: (float(row.double().mean()),) for key, row in scored.items() if len(row)}
-    if not values:
-        raise DataError(f"None of {len(rows)} held-out rows has a decision within the context; shorten them")
-    clusters = {_row_key(row): row.group for row in rows if row.group}
-    return Evaluation(
-        sampling=Sampling(),
-        grader=LIKELIHOOD,
-        items=tuple(scored),
-        fingerprint=fingerprint(rows),
-        values={REWARD: values},
-        bounds={},
-        clusters=clusters,
-        reward=bootstrap_mean(values, clusters=clusters),
-        missing=tuple(key for key in scored if key not in values),
-        graded=len(values),
-        tokens=sum(len(row) for row in scored.values()),
-        seconds=time.monotonic() - started,
-    )
 
 
 def kept(path: Path, measure: Callable[[], Evaluation]) -> Evaluation:
@@ -148,7 +112,3 @@ def headline(evaluation: Evaluation) -> dict[str, Any]:
         "tokens": evaluation.tokens,
         "seconds": evaluation.seconds,
     }
-
-
-def _row_key(row: Demonstration) -> str:
-    return row.id or hashlib.sha256(fingerprint([row]).encode()).hexdigest()[:16]

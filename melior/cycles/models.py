@@ -13,6 +13,7 @@ from melior.registry import Registry
 from melior.store import Store
 from melior.store.rows import Version
 
+NONE = "none"  # the base model of what was made from rows
 JUDGES = ("score_model", "label_model")  # graders that ask a model
 
 
@@ -20,17 +21,17 @@ JUDGES = ("score_model", "label_model")  # graders that ask a model
 class Found:
     """Where a model's files are, and which version they are, if any."""
 
-    path: str  # for LanguagePolicy.load
+    path: str  # for load_policy; empty where the policy is made from rows
     version: Version | None = None
 
     @property
     def base_model(self) -> str:
         """What the registry calls the model at the root of its line."""
-        return self.path if self.version is None else self.version.base_model
+        return (self.path or NONE) if self.version is None else self.version.base_model
 
 
-def find_model(reference: str, store: Store) -> Found:
-    """The model a reference means.
+def find_model(reference: str | None, store: Store) -> Found:
+    """The model a reference means; none at all where the policy is made from rows.
 
     A folder that is there wins; then a name that `melior pull` knows or a hub id; then `name@alias`, `ver_…` or a name
     in the registry. A version's files are hashed before they are used.
@@ -39,6 +40,8 @@ def find_model(reference: str, store: Store) -> Found:
         ModelError: if nothing is called so.
         StoreError: if the registry has no such version, or its files have changed.
     """
+    if reference is None:
+        return Found("")
     registry = Registry(store)
     folder = Path(reference).expanduser()
     if folder.is_dir():

@@ -16,15 +16,13 @@ from typing import Any
 import torch
 
 from melior.cycles.auto import Resolved, resolve
-from melior.cycles.lesson import Lesson, lesson, load_trainable
+from melior.cycles.lesson import Lesson, check_tasks, lesson, load_trainable
 from melior.cycles.measures import Measures
 from melior.cycles.models import find_model
 from melior.cycles.recipe import Recipe
-from melior.cycles.rows import Rows, check_room, load_rows
+from melior.cycles.rows import Rows, load_rows
 from melior.errors import ConfigError
 from melior.policies.base import Batch, Rates
-from melior.policies.head import CHUNK
-from melior.policies.language import LanguagePolicy
 from melior.store import Store
 from melior.trainers import memory
 from melior.types import Task
@@ -34,7 +32,6 @@ COUNTED_STEPS = 8  # steps whose tokens are counted; the others are taken to be 
 LEAST_SPREAD = 0.25  # of the time: what it varies by on a machine that does other things as well
 FORWARD = 1 / 3  # of a training pass: the backward pass costs twice the forward one
 WORKING = 1.5  # a backward pass makes gradients of what it unwinds, and allocators keep freed blocks
-HEAD_COPIES = 3  # of a chunk's logits while their log-probs are taken: themselves, in higher precision, exponentials
 CAUTIOUS = 0.9  # of the memory there is: what a run may count on
 SAMPLED = 4  # prompts answered for the clock of rft
 STEP_COPIES = 3  # of what trains: what AdamW's update, a list of tensors at a time, holds for a moment
@@ -51,7 +48,7 @@ class Plan:
     heldout_rows: int
     dropped_rows: int  # every decision lies beyond the context, so nothing is learnt from them
     truncated_rows: int  # end beyond the context, so a part is learnt
-    tokens: int  # read and decided, of all training rows, once
+    tokens: int | None  # read and decided, of all training rows, once
     decisions: int  # of them, learnt in an epoch; rft: the most that are sampled in a step
     longest: int  # tokens of the longest row
     context: int  # the model's limit
@@ -82,7 +79,7 @@ class Plan:
 def plan_run(
     resolved: Resolved,
     taught: Lesson,
-    policy: LanguagePolicy,
+    policy: Any,
     rows: Rows,
     measures: Measures,
 ) -> Plan:
@@ -92,26 +89,26 @@ def plan_run(
     if total is None:
         raise ConfigError("These steps never end; say how many in fit.steps")
     held = memory.held()  # before anything is measured: what a pass frees, the allocator keeps for a while
-    counted = _counted(policy, rows, recipe)
+    kind = measures.kind
+    counted = kind.counts(policy, rows, recipe)
     sizes = _sizes(policy, taught)
     free = memory.available()
     fits = free is None or sizes["gradient_bytes"] + sizes["optimizer_bytes"] < CAUTIOUS * free
     clock = _clock(policy, taught, rows, recipe, measures, total) if fits else _Clock()
-    peak = _peak(held, sizes, clock.activation_bytes, policy.backbone.config.vocab_size)
+    peak = _peak(held, sizes, clock.activation_bytes, kind.head_bytes(policy))
     made = Plan(
         method=recipe.method,
-        model=recipe.model.path,
+        model=recipe.model.path or recipe.model.kind,
         rows=len(rows.train),
         validation_rows=len(rows.validation),
         heldout_rows=len(rows.heldout),
-        context=policy.max_length,
         batch=int(recipe.sft.batch_size) if recipe.method == "sft" else min(recipe.rft.prompts, len(rows.train)),
         epochs=int(recipe.sft.epochs) if recipe.method == "sft" else None,
         steps=total,
         trainable=policy.share.trainable,
         parameters=policy.share.total,
-        layout=policy.backbone.layout,
-        **counted,
+        layout=policy.layout,
+        **vars(counted),
         **sizes,
         activation_bytes=clock.activation_bytes,
         peak_bytes=peak,
@@ -134,11 +131,8 @@ def dry_run(recipe: Recipe, store: Store) -> Plan:
     found = find_model(recipe.model.path, store)
     rows = load_rows(recipe)
     with Measures(recipe, rows) as measures:
-        policy = load_trainable(recipe, found)
-        if measures.heldout is not None:
-            check_room(policy, rows.tasks, recipe.evaluation)
-        if recipe.method == "rft":
-            check_room(policy, rows.train, recipe.rollouts)
+        policy = load_trainable(recipe, found, rows)
+        check_tasks(recipe, policy, rows, measures)
         resolved = resolve(recipe, policy, rows, sweep=False)
         taught = lesson(resolved, recipe, policy, rows, measures, None)
         return plan_run(resolved, taught, policy, rows, measures)
@@ -147,50 +141,27 @@ def dry_run(recipe: Recipe, store: Store) -> Plan:
 # ---------------------------------------------------------------------- counting
 
 
-def _counted(policy: LanguagePolicy, rows: Rows, recipe: Recipe) -> dict[str, Any]:
-    if recipe.method == "rft":
-        contexts = [len(policy.renderer.context(task.inputs)) for task in rows.train]
-        most = recipe.rollouts.n * recipe.rollouts.max_tokens * min(recipe.rft.prompts, len(rows.train))
-        told = {"dropped_rows": 0, "truncated_rows": 0, "tokens": sum(contexts), "decisions": most}
-        return {**told, "longest": max(contexts, default=0)}
-    turns = [policy.renderer.turns(row) for row in rows.train]
-    lengths = [[len(turn.context) + len(turn.decisions) for turn in found] for found in turns]
-    longest = [max(row, default=0) for row in lengths]
-    batch = policy.encode(rows.train)
-    learnt = batch.mask & (batch.weights != 0)
-    dropped = len(rows.train) - len(set(batch.columns["examples"][learnt.any(1)].tolist()))
-    over = sum(length > policy.max_length for length in longest)
-    return {
-        "dropped_rows": dropped,
-        "truncated_rows": max(0, over - dropped),
-        "tokens": sum(min(length, policy.max_length) for length in longest),
-        "decisions": int(learnt.sum()),
-        "longest": max(longest, default=0),
-    }
-
-
-def _sizes(policy: LanguagePolicy, taught: Lesson) -> dict[str, Any]:
+def _sizes(policy: Any, taught: Lesson) -> dict[str, Any]:
     """Bytes that follow from the parameters alone."""
     groups = policy.parameter_groups(Rates(1.0, taught.config.weight_decay, taught.config.rates))
     trained = sum(p.numel() * p.element_size() for group in groups for p in group.parameters)
-    weights = sum(p.numel() * p.element_size() for p in policy.backbone.model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in policy.parameters())
     return {"weights_bytes": weights, "gradient_bytes": trained, "optimizer_bytes": 2 * trained}
 
 
-def _peak(held: int, sizes: dict[str, Any], activations: int | None, vocabulary: int) -> int | None:
+def _peak(held: int, sizes: dict[str, Any], activations: int | None, head: int) -> int | None:
     """The larger of two moments: in the backward pass, and while the optimizer steps."""
     if activations is None:
         return None
     lasting = sizes["gradient_bytes"] + sizes["optimizer_bytes"]
-    logits = HEAD_COPIES * CHUNK * vocabulary * torch.float32.itemsize
-    return held + lasting + int(max(WORKING * activations + logits, STEP_COPIES * sizes["gradient_bytes"]))
+    return held + lasting + int(max(WORKING * activations + head, STEP_COPIES * sizes["gradient_bytes"]))
 
 
-def _disk(sizes: dict[str, Any], policy: LanguagePolicy, recipe: Recipe) -> int:
+def _disk(sizes: dict[str, Any], policy: Any, recipe: Recipe) -> int:
     """Checkpoints (one more while a new one is written), the best one, and the model."""
     checkpoint = sizes["gradient_bytes"] + sizes["optimizer_bytes"]
     copies = recipe.fit.keep_checkpoints + 1 + (1 if recipe.fit.best_metric else 0)
-    return copies * checkpoint + (sizes["gradient_bytes"] if policy.backbone.adapted else sizes["weights_bytes"])
+    return copies * checkpoint + (sizes["gradient_bytes"] if policy.adapted else sizes["weights_bytes"])
 
 
 # ---------------------------------------------------------------------- measuring
@@ -204,15 +175,13 @@ class _Clock:
     activation_bytes: int | None = None
 
 
-def _clock(
-    policy: LanguagePolicy, taught: Lesson, rows: Rows, recipe: Recipe, measures: Measures, total: int
-) -> _Clock:
+def _clock(policy: Any, taught: Lesson, rows: Rows, recipe: Recipe, measures: Measures, total: int) -> _Clock:
     if recipe.method == "sft":
         indices = range(min(total, COUNTED_STEPS))
         batches = [taught.steps(index).batch for index in indices]
         parts = [part for batch in batches for part in _parts(policy, batch, taught.config.micro_batch)]
         pace, spread, kept = _timed(policy, taught.objective, parts)
-        nodes = math.fsum(map(_nodes, parts)) / len(batches)
+        nodes = math.fsum(map(policy.cost, parts)) / len(batches)
         update = _update_seconds(policy, taught)
         evaluating = _evaluation_seconds(policy, rows, recipe, measures, pace, taught, total)
         return _Clock(total * (nodes * pace + update) + evaluating[1], spread, evaluating[0], kept)
@@ -220,7 +189,7 @@ def _clock(
 
 
 def _clock_of_rewards(
-    policy: LanguagePolicy, taught: Lesson, rows: Rows, recipe: Recipe, measures: Measures, total: int
+    policy: Any, taught: Lesson, rows: Rows, recipe: Recipe, measures: Measures, total: int
 ) -> _Clock:
     """The clock of rft: a few prompts are answered, and their answers learnt."""
     tasks = rows.train[:SAMPLED]
@@ -230,7 +199,7 @@ def _clock_of_rewards(
     parts = _parts(policy, policy.encode(records), taught.config.micro_batch)
     pace, spread, kept = _timed(policy, None, parts)
     outputs = min(recipe.rft.prompts, len(rows.train)) * recipe.rollouts.n
-    learning = pace * math.fsum(map(_nodes, parts)) / len(records) * outputs
+    learning = pace * math.fsum(map(policy.cost, parts)) / len(records) * outputs
     step = outputs * per_output + learning + _update_seconds(policy, taught)
     evaluating = _evaluation_seconds(policy, rows, recipe, measures, pace, taught, total, per_output)
     baseline = min(recipe.rft.baseline, len(rows.train)) * recipe.rollouts.n * per_output
@@ -238,7 +207,7 @@ def _clock_of_rewards(
 
 
 def _evaluation_seconds(
-    policy: LanguagePolicy,
+    policy: Any,
     rows: Rows,
     recipe: Recipe,
     measures: Measures,
@@ -260,43 +229,43 @@ def _evaluation_seconds(
     return 2 * once, looks * look
 
 
-def _seconds_per_output(policy: LanguagePolicy, tasks: Sequence[Task], recipe: Recipe) -> float:
+def _seconds_per_output(policy: Any, tasks: Sequence[Task], recipe: Recipe) -> float:
     started = time.perf_counter()
     records = policy.sample([task.inputs for task in tasks[:SAMPLED]], recipe.evaluation)
     return (time.perf_counter() - started) / max(1, len(records))
 
 
-def _timed(policy: LanguagePolicy, objective: Any, parts: Sequence[Batch]) -> tuple[float, float, int]:
+def _timed(policy: Any, objective: Any, parts: Sequence[Batch]) -> tuple[float, float, int]:
     """Seconds per token of a training pass, its spread, and the bytes the largest micro-batch keeps."""
-    known = {p.untyped_storage().data_ptr() for p in policy.backbone.model.parameters()}
-    largest = max(parts, key=_nodes)
+    known = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+    largest = max(parts, key=policy.cost)
     small = largest.select([0])
     _pass(policy, objective, small)  # the first one pays for what is only made once
     kept = memory.saved_for_backward(lambda: _loss(policy, objective, largest), but=known)
-    paces = [_pass(policy, objective, part) / _nodes(part) for part in sorted(parts, key=_nodes)[-TIMED:]]
+    paces = [_pass(policy, objective, part) / policy.cost(part) for part in sorted(parts, key=policy.cost)[-TIMED:]]
     pace = sorted(paces)[len(paces) // 2]
     return pace, max(LEAST_SPREAD, (max(paces) - min(paces)) / pace / 2), kept
 
 
-def _pass(policy: LanguagePolicy, objective: Any, part: Batch) -> float:
+def _pass(policy: Any, objective: Any, part: Batch) -> float:
     """Seconds of one forward and backward pass; the gradients are thrown away."""
     started = time.perf_counter()
     _loss(policy, objective, part).backward()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
-    for _, parameter in policy.backbone.trainable():
+    for _, parameter in policy.candidates():
         parameter.grad = None
     return seconds
 
 
-def _loss(policy: LanguagePolicy, objective: Any, part: Batch) -> torch.Tensor:
+def _loss(policy: Any, objective: Any, part: Batch) -> torch.Tensor:
     if objective is None:
         return policy.score(part).log_probs.sum()
     return torch.stack([term.total for term in objective.loss(policy.score(part, objective.want), part)]).sum()
 
 
-def _update_seconds(policy: LanguagePolicy, taught: Lesson) -> float:
+def _update_seconds(policy: Any, taught: Lesson) -> float:
     """Seconds of an optimizer step, by what it must read and write: seven times what trains, at the copy's speed."""
     trained = _sizes(policy, taught)["gradient_bytes"]
     probe = torch.ones(1 << 22)
@@ -306,17 +275,12 @@ def _update_seconds(policy: LanguagePolicy, taught: Lesson) -> float:
     return 7 * trained / (2 * probe.nbytes / max(1e-6, time.perf_counter() - started))
 
 
-def _parts(policy: LanguagePolicy, batch: Batch, budget: int | None) -> list[Batch]:
+def _parts(policy: Any, batch: Batch, budget: int | None) -> list[Batch]:
     return [batch.select(rows) for rows in policy.cut(batch, budget)]
 
 
-def _nodes(part: Batch) -> int:
-    """Tokens of a micro-batch; shared prefixes count each time, which pace and total agree on."""
-    return sum(map(len, part.inputs)) + int(part.mask.sum())
-
-
-def _tokens(policy: LanguagePolicy, rows: Sequence[Any]) -> int:
-    return _nodes(policy.encode(rows)) if rows else 0
+def _tokens(policy: Any, rows: Sequence[Any]) -> int:
+    return policy.cost(policy.encode(rows)) if rows else 0
 
 
 # ---------------------------------------------------------------------- warning

@@ -63,6 +63,8 @@ class Recipe:
     seed: int = 0  # of adapter, row order and sampling
 
     def __post_init__(self) -> None:
+        if self.model.kind == "language" and self.model.path is None:
+            raise ConfigError("model.path is missing; only a classifier or a slate policy can be made from rows alone")
         if self.method == "rft" and self.grader is None and isinstance(self.data.train, str):
             raise ConfigError("rft learns from a grader's rewards, and there is none; write grader:")
         if self.method == "rft" and self.sampling.n < 2:

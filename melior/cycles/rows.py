@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from melior.data.formats import Kind, fingerprint, read_examples
 from melior.data.reasoning import demonstrations_of, reasoning_split
 from melior.data.splits import check_disjoint, split
 from melior.errors import DataError
-from melior.types import Demonstration, Sampling, Task
+from melior.types import Demonstration, Task
 
 LEAST_ASIDE, MOST_ASIDE = 10, 500  # rows set aside: fewer say nothing, more cost more than they tell
 
@@ -91,25 +91,6 @@ def task_of(row: Demonstration | Task) -> Task:
         inputs = replace(told, messages=tuple(map(_plain, told.messages[:last]))).inputs()
     item = row.item if "completion" in row.item else {**row.item, "completion": output}
     return Task(inputs, item, id=row.id, group=row.group)
-
-
-def check_room(policy: Any, tasks: Sequence[Task], sampling: Sampling) -> None:
-    """Nothing, if every task leaves room for an answer.
-
-    Raises:
-        DataError: naming the first that does not, before hours are spent on the others.
-    """
-    long = [
-        (task, length)
-        for task in tasks
-        if (length := len(policy.renderer.context(task.inputs))) + sampling.max_tokens > policy.max_length
-    ]
-    if long:
-        task, length = long[0]
-        raise DataError(
-            f"{len(long)} of {len(tasks)} prompts are too long, first {task.id or 'without id'}: {length} tokens and "
-            f"max_tokens={sampling.max_tokens} exceed the context of {policy.max_length}; shorten them, or lower it"
-        )
 
 
 def read_tasks(data: str, *, items: int | None, seed: int, config: Mapping[str, Any] | None = None) -> list[Task]:

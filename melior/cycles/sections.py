@@ -21,6 +21,7 @@ Layout = Literal["auto", "forest", "padded"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 GraderSpec = str | dict[str, Any]
 Auto = Literal["auto"]
+KindName = Literal["language", "classifier", "slate"]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 
@@ -64,7 +65,8 @@ class Fit(FitConfig):
 class Model:
     """What is trained."""
 
-    path: str  # a folder, a name that `melior pull` knows, a hub id, or a version: name@alias, ver_…
+    path: str | None = None  # a folder, a name that `melior pull` knows, a hub id, or a version: name@alias, ver_…
+    kind: KindName = "language"  # classifiers and slate policies are made from the rows where they have no path
     lora: LoRA | Auto | None = "auto"  # "auto": r=16, or the adapter there is; null trains every weight
     train: str = "all"  # of what can train: all, head, no-embeddings, last-4 (any number of blocks)
     layout: Layout = "auto"

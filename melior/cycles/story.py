@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from melior.cycles.kinds import Kind
 from melior.cycles.rows import Rows
 from melior.durable import append_file, write_file
 from melior.evaluation.evaluate import Evaluation
@@ -21,7 +22,7 @@ from melior.evaluation.evaluate import Evaluation
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
-def tell_data(folder: Path, rows: Rows, steps: Any, policy: Any) -> None:
+def tell_data(folder: Path, rows: Rows, steps: Any, policy: Any, kind: Kind) -> None:
     """Writes what is trained on; lengths are in tokens."""
     told = {
         "source": Path(rows.source).name,
@@ -30,7 +31,7 @@ def tell_data(folder: Path, rows: Rows, steps: Any, policy: Any) -> None:
         "held_out_rows": len(rows.heldout),
         "dropped_rows": getattr(steps, "dropped", 0),
         "fingerprint": rows.fingerprint[:16],
-        "lengths": _lengths(rows, steps, policy),
+        "lengths": {name: _quantiles(found) for name, found in kind.lengths(policy, rows, steps).items()},
     }
     write_file(folder / "data.json", json.dumps(told, indent=1))
 
@@ -39,15 +40,6 @@ def tell_heldout(folder: Path, step: int, evaluation: Evaluation) -> None:
     """Adds the evaluation's examples, made after `step` steps."""
     lines = [json.dumps({"step": step, **asdict(example)}, default=str) for example in evaluation.examples]
     append_file(folder / "heldout.jsonl", "".join(f"{line}\n" for line in lines))
-
-
-def _lengths(rows: Rows, steps: Any, policy: Any) -> dict[str, list[float]]:
-    """Quantiles of what is read and, for demonstrations, of what is decided."""
-    if rows.kind == "demonstrations":
-        batch = steps.batch
-        found = {"read": [len(read) for read in batch.inputs], "decided": batch.mask.sum(1).tolist()}
-        return {name: _quantiles(lengths) for name, lengths in found.items()}
-    return {"read": _quantiles([len(policy.renderer.context(task.inputs)) for task in rows.tasks])}
 
 
 def _quantiles(lengths: Sequence[float]) -> list[float]:

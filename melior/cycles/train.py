@@ -23,19 +23,18 @@ from melior.cycles.auto import Resolved, check_rows, is_settled, resolve
 from melior.cycles.baseline import Baseline, declared_bounds, judged, sample_baseline
 from melior.cycles.folders import alone, claim
 from melior.cycles.ledger import record_evaluation, record_gate
-from melior.cycles.lesson import Lesson, lesson, load_trainable
+from melior.cycles.lesson import Lesson, check_tasks, lesson, load_trainable
 from melior.cycles.measures import Measures, headline, kept, read_evaluation
 from melior.cycles.models import Found, find_model
 from melior.cycles.plan import Plan, plan_run
 from melior.cycles.recipe import Recipe, load_recipe
-from melior.cycles.rows import Rows, check_room, load_rows
+from melior.cycles.rows import Rows, load_rows
 from melior.cycles.story import tell_data, tell_heldout
 from melior.durable import write_file
 from melior.errors import StoreError
 from melior.evaluation.compare import compare
 from melior.evaluation.evaluate import Evaluation
 from melior.evaluation.gates import Verdict, decide
-from melior.policies.language import LanguagePolicy
 from melior.registry import Registry
 from melior.reports.write import Reporter
 from melior.store import Store
@@ -162,11 +161,8 @@ class _Cycle:
         rows = load_rows(recipe)
         with Measures(recipe, rows, self.store) as measures:
             self.report("loading the model", 0, 1, "")
-            policy = load_trainable(recipe, self.found)
-            if measures.heldout is not None:
-                check_room(policy, rows.tasks, recipe.evaluation)
-            if recipe.method == "rft":
-                check_room(policy, rows.train, recipe.rollouts)
+            policy = load_trainable(recipe, self.found, rows)
+            check_tasks(recipe, policy, rows, measures)
             dataset = self.store.add_dataset(rows.fingerprint, kind=rows.kind, path=rows.source, rows=len(rows.train))
             run_id = self._open_run(dataset.id)
             try:
@@ -185,7 +181,7 @@ class _Cycle:
         return outcome
 
     def _trained(
-        self, policy: LanguagePolicy, rows: Rows, measures: Measures, run: str, dataset: str, known: Evaluation | None
+        self, policy: Any, rows: Rows, measures: Measures, run: str, dataset: str, known: Evaluation | None
     ) -> Outcome:
         recipe, folder = self.recipe, self.folder
 
@@ -198,11 +194,12 @@ class _Cycle:
             self.announce(plan_run(resolved, taught, policy, rows, measures))
         baseline = self._baseline(policy, rows, measures)
         before = kept(folder / "evaluation-before.json", lambda: known or measured("before"))
-        tell_data(folder, rows, taught.steps, policy)
+        tell_data(folder, rows, taught.steps, policy, measures.kind)
         self.page.update(force=True, state="running", error="")
         done = self._fit(policy, taught, measures)
         after = kept(folder / "evaluation.json", lambda: measured("after"))
         self.report("saving", 0, 1, "")
+        measures.kind.tell(policy, rows, folder)
         place = Path(recipe.save.folder) if recipe.save.folder else folder / "model"
         policy.save(place)
         self.report("saving", 1, 1, str(place))
@@ -218,12 +215,12 @@ class _Cycle:
             tokens=int(_total(done, "decisions" if recipe.method == "sft" else "num_tokens")),
             seconds=_total(done, "seconds"),
             baseline=baseline.to_json() if baseline else None,
-            layout=policy.backbone.layout,
+            layout=policy.layout,
             nodes=int(_total(done, "nodes")),
             padded_tokens=int(_total(done, "padded_tokens")),
         )
 
-    def _baseline(self, policy: LanguagePolicy, rows: Rows, measures: Measures) -> Baseline | None:
+    def _baseline(self, policy: Any, rows: Rows, measures: Measures) -> Baseline | None:
         """What rft starts from; measured once, and looked at again whenever the run goes on."""
         recipe, grader = self.recipe, measures.reward
         if recipe.method != "rft" or not recipe.rft.baseline or grader is None:
@@ -249,7 +246,7 @@ class _Cycle:
         self.report("baseline", 1, 1, found.sentence)
         return found
 
-    def _resolved(self, policy: LanguagePolicy, rows: Rows) -> Resolved:
+    def _resolved(self, policy: Any, rows: Rows) -> Resolved:
         """The recipe without anything automatic, told as it is chosen."""
         if not is_settled(self.recipe):
             self.report("choosing settings", 0, 1, "")
@@ -263,14 +260,13 @@ class _Cycle:
             )
         return resolved
 
-    def _fit(self, policy: LanguagePolicy, taught: Lesson, measures: Measures) -> Run:
-        backbone = policy.backbone
-        last = [backbone.nodes, backbone.padded_tokens]
+    def _fit(self, policy: Any, taught: Lesson, measures: Measures) -> Run:
+        last = policy.computed
 
         def on_step(done: int, total: int, metrics: dict[str, float]) -> None:
-            now = [backbone.nodes, backbone.padded_tokens]
-            metrics["nodes"], metrics["padded_tokens"] = (float(b - a) for a, b in zip(last, now, strict=True))
-            last[:] = now
+            nonlocal last
+            metrics |= {name: float(now - last[name]) for name, now in policy.computed.items()}
+            last = policy.computed
             if measures.latest is not None:
                 tell_heldout(self.folder, done, measures.latest)
                 measures.latest = None

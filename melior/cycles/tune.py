@@ -272,7 +272,7 @@ class _Search:
             return kept(path, _missing(folder))
         folder.mkdir(parents=True, exist_ok=True)
         claim(folder, recipe)
-        policy = load_trainable(recipe, self.found)
+        policy = load_trainable(recipe, self.found, rows)
         resolved = resolve(recipe, policy, rows, folder)
         taught = lesson(resolved, recipe, policy, rows, measures, None)
         total = taught.config.steps or taught.steps.total or 1

@@ -41,6 +41,7 @@ class Batch:
     weights: Tensor  # [B, T] float, per-decision weight
     groups: Tensor  # [B] int, which input (or pair) a row belongs to
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # [B, T] or [B], what `prepare` adds
+    whole: bool = False  # a group is compared within, as the two sides of a pair are: `cut` may not part it
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -61,6 +62,7 @@ class Batch:
             weights=cut(self.weights),
             groups=self.groups[index],
             columns={name: cut(column) for name, column in self.columns.items()},
+            whole=self.whole,
         )
 
     def with_columns(self, **columns: Tensor) -> Batch:
@@ -133,7 +135,10 @@ class Policy(Trainable, Protocol):
         ...
 
     def cut(self, batch: Batch, budget: int | None = None) -> Iterator[list[int]]:
-        """Rows of micro-batches that cost at most `budget` each; a group stays together where it fits."""
+        """Rows of micro-batches that cost at most `budget` each; a group stays together where it fits.
+
+        Where the batch says `whole`, it stays together whatever it costs.
+        """
         ...
 
     def cost(self, batch: Batch) -> int:
@@ -168,7 +173,16 @@ class Policy(Trainable, Protocol):
         """
         ...
 
+    @property
+    def computed(self) -> Mapping[str, int]:
+        """What training passes have cost so far, for a run's metrics: name → count that only grows."""
+        ...
+
     # ------------------------------------------------------------------ parameters
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """All of them, frozen ones and those under an adapter too."""
+        ...
 
     def candidates(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Everything that can train, whether it does or not; names as in `parameter_groups`."""

@@ -135,10 +135,19 @@ class LanguagePolicy:
         """
         return parameters.freeze(self.candidates(), factors)
 
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """All of them, frozen ones and those under an adapter too."""
+        return self.backbone.model.parameters()
+
+    @property
+    def computed(self) -> Mapping[str, int]:
+        """Tokens computed so far, shared prefixes once, and those that padded rows would have computed."""
+        return {"nodes": self.backbone.nodes, "padded_tokens": self.backbone.padded_tokens}
+
     @property
     def share(self) -> Share:
         """How many of the model's parameters train."""
-        return parameters.share(self.backbone.model.parameters())
+        return parameters.share(self.parameters())
 
     def parameter_groups(self, rates: Rates) -> list[ParameterGroup]:
         """Trainable parameters by learning rate and weight decay; vectors (norms, biases) never decay.
@@ -212,7 +221,10 @@ class LanguagePolicy:
         return found
 
     def cut(self, batch: Batch, budget: int | None = None) -> Iterator[list[int]]:
-        """Rows of micro-batches of at most `budget` tokens after sharing; a group over budget is cut between rows."""
+        """Rows of micro-batches of at most `budget` tokens after sharing.
+
+        A group over budget is cut between rows, unless the batch's groups are to stay whole.
+        """
         budget = budget or DEFAULT_BUDGET
         by_group: dict[int, list[int]] = {}
         for row, group in enumerate(batch.groups.tolist()):
@@ -228,7 +240,7 @@ class LanguagePolicy:
             for row in ordered:
                 sequence = self._sequence(batch, row)
                 added = len(sequence) - common_prefix(previous, sequence)
-                if rows and cost + added > budget:
+                if rows and cost + added > budget and not batch.whole:
                     yield rows
                     rows, cost, added = [], 0, len(sequence)
                 rows.append(row)

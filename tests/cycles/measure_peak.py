@@ -31,7 +31,7 @@ def main(what: str, path: Path, database: Path) -> int:
             return dry_run(recipe, store).peak_bytes or 0
         rows = load_rows(recipe)
         with Measures(recipe, rows) as measures:
-            policy = load_trainable(recipe, find_model(recipe.model.path, store))
+            policy = load_trainable(recipe, find_model(recipe.model.path, store), load_rows(recipe))
             taught = lesson(resolve(recipe, policy, rows, sweep=False), recipe, policy, rows, measures, None)
             forget_peak()  # loading weights is another matter
             fit(policy, taught.steps, taught.objective, replace(taught.config, steps=STEPS))

@@ -32,7 +32,7 @@ def beginner(folder_of: Callable[..., Path], cats: Path, tmp_path: Path) -> Path
 
 
 def resolved(recipe: Recipe, store: Store, folder: Path | None = None) -> Any:
-    policy = load_trainable(recipe, find_model(recipe.model.path, store))
+    policy = load_trainable(recipe, find_model(recipe.model.path, store), load_rows(recipe))
     return resolve(recipe, policy, load_rows(recipe), folder)
 
 
