@@ -157,6 +157,8 @@ def _numbers(name: str, cells: Sequence[Any]) -> np.ndarray:  # [B] float64
     """A column as numbers, NaN where missing."""
     try:
         found = np.array([math.nan if cell is None or cell == "" else cell for cell in cells], dtype=np.float64)
+        if found.ndim > 1:  # lists, all of one length
+            raise ValueError(name)
     except (ValueError, TypeError, OverflowError):
         found = np.array([_number(name, row, cell) for row, cell in enumerate(cells, start=1)], dtype=np.float64)
     if len(infinite := np.isinf(found).nonzero()[0]):

@@ -104,7 +104,7 @@ class TableFeatures(nn.Module):
     def _hide(self, numbers: Tensor, codes: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """The same rows with a share of their cells unknown."""
         count = numbers.shape[-1]
-        drawn = uniforms(seeds.flatten(), count + codes.shape[-1]).unflatten(0, seeds.shape) < self.config.hidden
+        drawn = uniforms(seeds.flatten(), count + codes.shape[-1]).reshape(*seeds.shape, -1) < self.config.hidden
         return numbers.masked_fill(drawn[..., :count], torch.nan), codes.masked_fill(drawn[..., count:], UNKNOWN)
 
 
