@@ -121,7 +121,7 @@ class _Block(nn.Module):
     def forward(self, features: Tensor, seeds: Tensor | None) -> Tensor:
         hidden = torch.relu(self.inner(self.norm(features)))
         if seeds is not None:
-            dropped = drop(hidden.flatten(0, -2), self.dropout, seeds.flatten(), self.stream)
+            dropped = drop(hidden.reshape(-1, hidden.shape[-1]), self.dropout, seeds.flatten(), self.stream)
             hidden = dropped.reshape(hidden.shape)
         return self.outer(hidden)
 

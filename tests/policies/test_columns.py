@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -128,6 +129,6 @@ def test_columns_survive_json_and_encode_row_by_row(rows: list[dict[str, Any]]) 
 def test_quantiles_rise_and_reach_from_the_least_value_to_the_greatest(values: list[float]) -> None:
     (quantiles,) = Columns.of([{"x": value} for value in values]).numeric.values()
     assert 2 <= len(quantiles) <= KNOTS
-    assert all(low < high for low, high in zip(quantiles, quantiles[1:], strict=False))
+    assert all(low < high for low, high in itertools.pairwise(quantiles))
     assert quantiles[0] == min(values)
     assert quantiles[-1] == max(values) or min(values) == max(values)

@@ -1,4 +1,4 @@
-"""laws of features of tables: each row alone, under any leading dimensions, noise from seeds, and what they can learn"""
+"""laws of features of tables: each row alone, any leading dimensions, noise from seeds, and what they can learn"""
 
 from __future__ import annotations
 
