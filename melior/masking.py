@@ -6,8 +6,12 @@ the gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from melior.errors import ShapeError
 
 
 def select(
@@ -41,3 +45,22 @@ def mean_decisions(
 def count_decisions(mask: Tensor) -> Tensor:  # [B, T] bool -> []
     """How many decisions a batch holds."""
     return mask.sum()
+
+
+def padded(
+    rows: Sequence[Sequence[float]],  # one value per decision of each row
+    mask: Tensor,  # [B, T] bool
+) -> Tensor:  # [B, T] float64
+    """Values of rows of several lengths as a column of a batch, 0 behind a row's last decision.
+
+    Raises:
+        ShapeError: if a row has another number of values than of decisions.
+    """
+    lengths = mask.sum(1).tolist()
+    if [len(row) for row in rows] != lengths:
+        odd = next((row for row, (given, due) in enumerate(zip(rows, lengths)) if len(given) != due), len(rows))
+        told = f"{len(rows[odd])} values for {lengths[odd]} decisions" if odd < len(rows) else f"{len(rows)} rows"
+        raise ShapeError(f"row {odd} of {len(lengths)} has {told}; give one value per decision")
+    column = torch.zeros(mask.shape, dtype=torch.float64)
+    column[mask.cpu()] = torch.tensor([value for row in rows for value in row], dtype=torch.float64)
+    return column

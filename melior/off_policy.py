@@ -6,7 +6,7 @@ estimators are ratios, so theirs are linearised: the mean is the ratio exactly, 
 
 weights     output_weights · prefix_weights · clipped · shrunk · switched
 one reward  direct_method · ips · snips · doubly_robust · self_normalized_doubly_robust
-slates      slate_ips · slate_snips (their weights say which assumption) · cascade_doubly_robust · pseudo_inverse_weights
+slates      slate_ips · slate_snips (the weights say which assumption) · cascade_doubly_robust · pseudo_inverse_weights
 trust       overlap · effective_sample_size · unsupported_share
 
 A weight is the probability of what was decided under the policy in question, over its propensity.
@@ -28,6 +28,7 @@ FEW = 100.0  # effective rows below which an estimate is mostly chance
 SMALL = 0.1  # effective share of the rows below which a few of them decide
 DOMINANT = 0.1  # share of the whole weight in one row
 STRAY = 4.0  # standard errors that the mean weight may lie from 1
+STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)  # of shrinkage: from nearly the direct method to nearly none
 
 
 # ------------------------------------------------------------------ weights
@@ -111,7 +112,7 @@ def best_strength(
     rewards: Tensor,  # [B]
     weights: Tensor,  # [B]
     predicted: Tensor,  # [B]
-    strengths: Sequence[float] = tuple(10.0**power for power in range(-2, 7)),
+    strengths: Sequence[float] = STRENGTHS,
 ) -> float:
     """The strength of `shrunk` whose doubly robust estimate has the least squared bias plus variance, by plug-in.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,40 @@ def policy_gradient_loss(
     """
     _same_shape(log_probs, advantages)
     return -log_probs * advantages
+
+
+def truncated_importance_weights(
+    log_probs: Tensor,  # [B, T], or [B] of whole outputs
+    behavior_log_probs: Tensor,  # of the same shape, as recorded
+    *,
+    clip: float,
+) -> Tensor:
+    """How much likelier a decision (or an output) is now than when it was logged, at most `clip`; no gradient.
+
+    Source: Ionides 2008, doi:10.1198/106186008X320456.
+    """
+    _same_shape(log_probs, behavior_log_probs)
+    # Clamped before the exponential, which would overflow: a logarithm has no such limit.
+    return (log_probs.detach() - behavior_log_probs).clamp(max=math.log(clip)).exp()
+
+
+def truncated_importance_loss(
+    log_probs: Tensor,  # [B, T], or [B] of whole outputs
+    behavior_log_probs: Tensor,  # of the same shape, as recorded
+    advantages: Tensor,  # of the same shape
+    *,
+    clip: float,
+) -> Tensor:
+    """The policy gradient of logged outputs: each weighs what it would now be sampled, but at most `clip`.
+
+    Given whole outputs, its expected gradient under the logging policy is that of the mean reward wherever no weight
+    is cut off. Given decisions, each is weighed alone: less variance, and right only while what precedes a decision is
+    about as likely as it was.
+
+    Source: Ionides 2008; Espeholt et al. 2018, arXiv:1802.01561, §4.2 (ρ̄).
+    """
+    weights = truncated_importance_weights(log_probs, behavior_log_probs, clip=clip)
+    return policy_gradient_loss(log_probs, weights * advantages)
 
 
 def clipped_surrogate_loss(

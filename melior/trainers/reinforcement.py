@@ -13,7 +13,7 @@ from torch import Tensor
 from melior.advantages import group_relative, informative, leave_one_out
 from melior.errors import ConfigError, DataError, MissingLogProbs
 from melior.losses.policy_gradient import clipped_surrogate_loss, kl_penalty, overlong_penalty
-from melior.masking import mean_decisions, select, sum_decisions
+from melior.masking import mean_decisions, padded, select, sum_decisions
 from melior.policies.base import LOG_PROBS, Batch, Scored, Want, score_all
 from melior.rewards.base import FailureLimit
 from melior.rollouts.collect import Grades, Rollout, collect
@@ -238,11 +238,7 @@ def _behavior(rollouts: Sequence[Rollout], batch: Batch) -> Tensor:
         raise MissingLogProbs(
             f"{missing} of {len(rollouts)} records have no behavior_log_probs; record them when sampling"
         )
-    column = torch.zeros(batch.mask.shape, dtype=torch.float64)
-    for row, rollout in enumerate(rollouts):
-        values = torch.tensor(rollout.record.behavior_log_probs, dtype=torch.float64)
-        column[row, : len(values)] = values
-    return column
+    return padded([rollout.record.behavior_log_probs or () for rollout in rollouts], batch.mask)
 
 
 def _measured(rollouts: Sequence[Rollout]) -> dict[str, float]:

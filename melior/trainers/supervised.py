@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from melior.data.formats import fingerprint
-from melior.errors import DataError
-from melior.losses.likelihood import nll_loss
+from melior.errors import ConfigError, DataError
+from melior.losses.likelihood import nll_loss, smoothed_nll_loss
 from melior.masking import select
 from melior.policies.base import LOG_PROBS, Batch, Scored, Want
 from melior.trainers.steps import Step, Term, digest, generator
@@ -66,11 +66,19 @@ class Examples:
         return digest("examples", self.content, shape, self.batch_size, self.epochs, self.seed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Supervised:
     """Maximises the likelihood of demonstrations, averaged over decisions (not over rows: long answers count more)."""
 
-    want: frozenset[Want] = LOG_PROBS
+    smoothing: float = 0.0  # share of the target spread over all that could have been decided; .1 is usual for labels
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"smoothing is a share of the target from 0 to below 1, got {self.smoothing}")
+
+    @property
+    def want(self) -> frozenset[Want]:
+        return LOG_PROBS | {Want.CANDIDATES} if self.smoothing else LOG_PROBS
 
     def prepare(self, step: Step, policy: Any) -> Step:
         return step
@@ -84,12 +92,17 @@ class Supervised:
     def loss(self, scored: Scored, batch: Batch) -> list[Term]:
         mask = batch.mask.to(scored.log_probs.device)
         weights = batch.weights.to(scored.log_probs)
-        return [Term("nll", select(nll_loss(scored.log_probs, weights), mask).sum())]
+        if not self.smoothing:
+            return [Term("nll", select(nll_loss(scored.log_probs, weights), mask).sum())]
+        if scored.candidates is None:
+            raise ConfigError(f"smoothing={self.smoothing} needs a policy that lists its candidates; set it to 0 here")
+        smoothed = smoothed_nll_loss(scored.log_probs, scored.candidates, weights, smoothing=self.smoothing)
+        return [Term("nll", select(smoothed, mask).sum())]
 
 
-def supervised() -> Supervised:
-    """The objective of SFT."""
-    return Supervised()
+def supervised(**settings: Any) -> Supervised:
+    """The objective of SFT; settings are those of `Supervised`."""
+    return Supervised(**settings)
 
 
 class HeldoutLoss:

@@ -1,0 +1,89 @@
+"""logged decisions: which of them can be learned from and judged by"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from melior.errors import DataError, MissingLogProbs
+from melior.rollouts.collect import Rollout
+from melior.types import Record, Score
+
+Incomplete = Literal["refuse", "drop"]  # what to do with records whose propensities cannot be used
+
+NO_SCORE = "no score"
+NONE, GREEDY = "no propensities", "no propensities, being greedy"
+COUNT, IMPOSSIBLE = "another number of propensities than of decisions", "a propensity that is zero or impossible"
+ROUNDING = 1e-6  # nats by which a certain decision may be recorded above probability one
+
+
+@dataclass(frozen=True)
+class Log:
+    """The records that can be used, and how many could not, by reason."""
+
+    rollouts: tuple[Rollout, ...]
+    rows: tuple[int, ...]  # their places among all records
+    excluded: Counter[str]
+
+    @property
+    def records(self) -> list[Record]:
+        """The usable records."""
+        return [rollout.record for rollout in self.rollouts]
+
+    @property
+    def propensities(self) -> list[Sequence[float]]:
+        """Behavior log-probs of each usable record, in nats."""
+        return [rollout.record.behavior_log_probs or () for rollout in self.rollouts]
+
+    def keep(self, places: Sequence[int], reason: str) -> Log:
+        """The log with the usable records at these places only; the others are counted under the reason."""
+        left = Counter({reason: len(self.rollouts) - len(places)})
+        rollouts, rows = tuple(self.rollouts[p] for p in places), tuple(self.rows[p] for p in places)
+        return Log(_some(rollouts, self.excluded + left), rows, self.excluded + left)
+
+
+def usable(records: Sequence[Record], scores: Sequence[Score], *, incomplete: Incomplete = "refuse") -> Log:
+    """Records with a score and with the propensity of every decision; those without a score are left out and counted.
+
+    `incomplete="drop"` leaves out and counts those without usable propensities too.
+
+    Raises:
+        DataError: if records and scores differ in number, or no record is usable.
+        MissingLogProbs: if records lack usable propensities and are not to be dropped.
+    """
+    if len(records) != len(scores):
+        raise DataError(f"{len(records)} records have {len(scores)} scores; give one score per record")
+    flaws = [_flaw(record, score) for record, score in zip(records, scores, strict=True)]
+    excluded = Counter(flaw for flaw in flaws if flaw)
+    lacking = sum(count for flaw, count in excluded.items() if flaw != NO_SCORE)
+    if lacking and incomplete == "refuse":
+        told = ", ".join(f"{count} have {flaw}" for flaw, count in excluded.items() if flaw != NO_SCORE)
+        raise MissingLogProbs(
+            f"{lacking} of {len(records)} records cannot be weighed: {told}; record propensities when deciding, "
+            'leave these out with incomplete="drop", or learn by ratings (awr), which needs none'
+        )
+    rows = tuple(row for row, flaw in enumerate(flaws) if not flaw)
+    rollouts = tuple(Rollout(records[row], scores[row]) for row in rows)
+    return Log(_some(rollouts, excluded), rows, excluded)
+
+
+def _flaw(record: Record, score: Score) -> str:
+    """Why the record cannot be used; empty where it can."""
+    if score.value is None or not math.isfinite(score.value):
+        return NO_SCORE
+    chances = record.behavior_log_probs
+    if chances is None or not len(chances):
+        return GREEDY if record.sampling is not None and record.sampling.temperature == 0 else NONE
+    if record.decisions is not None and len(record.decisions) != len(chances):
+        return COUNT
+    return "" if all(math.isfinite(chance) and chance <= ROUNDING for chance in chances) else IMPOSSIBLE
+
+
+def _some(rollouts: tuple[Rollout, ...], excluded: Counter[str]) -> tuple[Rollout, ...]:
+    if rollouts:
+        return rollouts
+    told = ", ".join(f"{count} have {flaw}" for flaw, count in excluded.items()) or "there are none"
+    raise DataError(f"0 logged records can be used: {told}; log decisions with their propensities and scores")
