@@ -22,9 +22,17 @@ class Inputs(Protocol):
     """Turns inputs of one kind into features; a torch module, so that its parameters are the policy's."""
 
     kind: str  # table, image or text
-    width: int  # D, how many features
     noticed: Counter[str]  # what was passed over, and how often
-    random: bool  # whether seeds change the features
+
+    @property
+    def width(self) -> int:
+        """How many features (D)."""
+        ...
+
+    @property
+    def random(self) -> bool:
+        """Whether seeds change the features."""
+        ...
 
     def encode(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """One cheap handle per input, checked; opaque to everybody else.
