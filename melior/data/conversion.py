@@ -10,6 +10,7 @@ from typing import Any
 
 from melior.data.formats.reading import ExampleStream
 from melior.data.formats.rows import Example, Reading
+from melior.data.formats.tables import LABEL
 from melior.data.readers import Problem, is_part_of
 from melior.data.writers import Written, write_examples
 from melior.errors import ConfigError, DataError
@@ -64,10 +65,12 @@ def convert(
     if not first:
         raise DataError(f"0 of {len(unread)} rows of {stream.name} can be read, first: {unread[0]}")
     assert stream.format is not None  # an example was read
+    table = stream.format.typed_cells and format in (None, stream.format.name)
     written = write_examples(
         out,
         chain(first, examples),
         format or stream.format.name,
+        rename={LABEL: reading.label} if table and reading.label else None,
         columns=columns,
         spreadsheet=spreadsheet,
         strict=not skip,

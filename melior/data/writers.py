@@ -18,22 +18,25 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from melior.data.formats.known import FORMATS, format_named, format_of
-from melior.data.formats.rows import Example, Format, Kind, Lost, RowError, parsed
+from melior.data.formats.rows import MISSING, Example, Format, Kind, Lost, Reading, RowError, parsed
+from melior.data.formats.tables import LABEL, NUMBER
 from melior.data.readers import Problem
 from melior.data.readers.parquet import JSON_TEXT, load_pyarrow
 from melior.data.readers.sources import suffix_of
 from melior.durable import durable_file
 from melior.errors import ConfigError, DataError
-from melior.types import Demonstration, Preference, Rated, Task
+from melior.types import Demonstration, Preference, Rated, Record, Task
 
 GROUP = 1024  # rows of one Parquet group: a few megabytes of conversations
 RISKY = ("=", "+", "-", "@", "\t", "\r")  # with what a cell begins that a spreadsheet would run as a formula
 NUMBERS = ("margin", "probability", "rating", "score", "label")  # columns that formats read as numbers from text
+TOLD = Reading(label=LABEL)  # of tables, which no column tells
 KINDS: Mapping[type, Kind] = {
     Demonstration: "demonstrations",
     Task: "tasks",
     Preference: "preferences",
     Rated: "rated",
+    Record: "logged",
 }
 
 
@@ -55,10 +58,12 @@ def write_examples(
     columns: bool = True,
     spreadsheet: bool = False,
     strict: bool = False,
+    rename: Mapping[str, str] | None = None,
 ) -> Written:
     """Writes examples in a format, the kind of file told by the suffix (.gz compresses text), one at a time.
 
-    `format`: the first that holds the kind of example if None. `columns=False` leaves the item out. `spreadsheet` makes
+    `format`: the first that holds the kind of example if None. `columns=False` leaves the item out. `rename` gives
+    columns of the format other names. `spreadsheet` makes
     a CSV file safe to open in one: cells that it would run as formulas get an apostrophe in front, so such a file no
     longer reads back as it was. `strict` stops at the first example that the format cannot hold, which is else listed.
 
@@ -76,7 +81,7 @@ def write_examples(
     if suffix == ".parquet" and path.suffix.lower() != ".parquet":
         raise ConfigError(f"{path} is compressed twice: Parquet compresses itself; leave {path.suffix} out")
     chosen = format_named(format) if format else None
-    rows = _Rows(examples, chosen, columns, strict)
+    rows = _Rows(examples, chosen, columns, strict, rename or {})
     with ExitStack() as stack:
         file = stack.enter_context(durable_file(path))
         if path.suffix.lower() == ".gz":
@@ -94,7 +99,10 @@ def write_examples(
 class _Rows:
     """The rows of examples in one format, made as they are asked for, and what is lost on the way."""
 
-    def __init__(self, examples: Iterable[Example], format: Format | None, columns: bool, strict: bool) -> None:
+    def __init__(
+        self, examples: Iterable[Example], format: Format | None, columns: bool, strict: bool, rename: Mapping[str, str]
+    ) -> None:
+        self.rename = rename
         self.examples = examples
         self.format = format
         self.columns = columns
@@ -117,16 +125,17 @@ class _Rows:
                 fitting = ", ".join(format.name for format in FORMATS if format.kind == kind)
                 raise DataError(f"{self.format.name} holds {self.format.kind}, these are {kind}; write {fitting}")
             lost: Lost = Counter()
+            id = getattr(example, "id", "")  # logged decisions have none
             try:
                 row = self._row(self.format, example, lost)
             except RowError as error:
                 if self.strict:
-                    where = example.id or f"example {number}"
+                    where = id or f"example {number}"
                     raise DataError(
                         f"{where} cannot be written as {self.format.name}: {error}; correct it, or leave such rows out "
                         "with --skip"
                     ) from error
-                self.problems.append(Problem(number, f"{example.id}: {error}" if example.id else str(error)))
+                self.problems.append(Problem(number, f"{id}: {error}" if id else str(error)))
                 continue
             self.count += 1
             self.lost.update(lost.keys())  # in how many rows, however often in each
@@ -138,11 +147,14 @@ class _Rows:
             own = {*format.columns, *format.optional, "group"}
             lost.update(f"column {name}" for name in row if name not in own)
             row = {name: value for name, value in row.items() if name in own}
-        found = format_of(row, format.kind)
+        found = format_of(row, format.kind, TOLD if format.typed_cells else Reading())
         if found is not format:
             others = ", ".join(sorted(set(found.columns) - set(format.columns)))
             raise RowError(f"its columns {others} would make it read as {found.name}; rename them in the source")
-        return row
+        taken = next((new for old, new in self.rename.items() if old != new and new in row), None)
+        if taken is not None:
+            raise RowError(f"has a column {taken} already; rename it in the source")
+        return {self.rename.get(name, name): value for name, value in row.items()}
 
 
 def _write_lines(file: IO[bytes], rows: _Rows, spreadsheet: bool) -> None:
@@ -184,6 +196,8 @@ def _write_tsv(file: IO[bytes], rows: _Rows, spreadsheet: bool) -> None:
 def _cell(row: Mapping[str, Any], name: str, format: Format, lost: Lost) -> str:
     """A value as text; what will not read back as it was is counted."""
     value = row.get(name)
+    if format.typed_cells:
+        return _table_cell(value, name, lost)
     own = name in (*format.columns, *format.optional)
     if value is None:
         if not own and name != "group":
@@ -196,6 +210,13 @@ def _cell(row: Mapping[str, Any], name: str, format: Format, lost: Lost) -> str:
     if not (own and (isinstance(value, list | dict) or name in NUMBERS)):
         lost[f"type of {name}: text in this kind of file"] += 1
     return _json(value)
+
+
+def _table_cell(value: Any, name: str, lost: Lost) -> str:
+    """A table's cell, whose number or absence is read back from its text."""
+    if isinstance(value, str) and (value.strip() in MISSING or NUMBER.fullmatch(value) or value != value.strip()):
+        lost[f"text of {name} that reads as a number or as nothing in this kind of file"] += 1
+    return "" if value is None else value if isinstance(value, str) else _json(value)
 
 
 def _write_parquet(file: IO[bytes], rows: _Rows, spreadsheet: bool) -> None:

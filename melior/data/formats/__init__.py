@@ -1,14 +1,16 @@
 """rows of known formats become demonstrations, preferences, rated outputs and tasks, and rows again
 
 demonstrations   messages (OpenAI) · prompt-completion · text (TRL) · alpaca · sharegpt · bedrock-conversation ·
-                 classification · argilla-demonstration · label-studio-demonstration
-tasks            messages-task (OpenAI) · prompt (TRL) · bedrock-task
+                 classification · argilla-demonstration · label-studio-demonstration · table · image-label · decision
+tasks            messages-task (OpenAI) · prompt (TRL) · bedrock-task · decision-task
 preferences      openai-preference · prompt-preference · preference (TRL) · argilla-preference ·
-                 label-studio-preference
-rated            rated · prompt-completion-label (TRL) · argilla-rating · label-studio-rating
+                 label-studio-preference · decision-preference
+rated            rated · prompt-completion-label (TRL) · argilla-rating · label-studio-rating · decision-rating
+logged           logged: what a policy decided, how probable that was, and what came of it
 
 A prompt, completion, chosen or rejected is text or a list of messages; `tools` go with the prompt. Every other column
-of a row is kept in the example's `item`, but for `group`. All rows of a source have one format.
+of a row is kept in the example's `item`, but for `group`. All rows of a source have one format. A table's rows are
+read as such where their label's column is named: `Reading(label="creditability")`.
 """
 
 from melior.data.formats.fingerprints import canonical, fingerprint

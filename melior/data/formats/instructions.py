@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from melior.data.formats.bedrock import plain
+from melior.data.formats.labels import LABELS, label_column, labels_of, written
 from melior.data.formats.messages import Messages, whole
 from melior.data.formats.rows import Format, Lost, Reading, Row, RowError, given, opened
 
-LABELS = ("label", "category", "intent", "class")
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
@@ -75,24 +75,29 @@ def _write_alpaca(example: Any, item: dict[str, Any], lost: Lost) -> dict[str, A
 
 
 def _read_label(row: Row, reading: Reading) -> dict[str, Any]:
-    name = next(name for name in LABELS if name in row)
-    label = given(row, name)
-    if label is None or not str(label).strip():
-        raise RowError(f"{name} is empty: nothing to learn")
-    if isinstance(label, list | dict):
-        raise RowError(f"{name} must be one label, got {label!r:.40}")
-    text = _text(row, "text")
+    name, text_column = label_column(row, reading), reading.text or "text"
+    if name is None or text_column not in row:
+        raise RowError(f"has no column {text_column} beside one called {' or '.join(LABELS)}; name them")
+    output = labels_of(row[name], name, reading)
+    text = _text(row, text_column)
     if not text.strip():
-        raise RowError("text is empty: nothing to classify")
-    return {"inputs": text, "output": str(label), "used": (name,)}
+        raise RowError(f"{text_column} is empty: nothing to classify")
+    return {"inputs": text, "output": output, "used": (name, text_column)}
 
 
 def _write_label(example: Any, item: dict[str, Any], lost: Lost) -> dict[str, Any]:
+    if isinstance(example.inputs, str) and isinstance(example.output, tuple):
+        return {"text": example.inputs, "label": written(example.output)}
     told = whole(example)
     if told.tools or [message["role"] for message in told.messages] != ["user", "assistant"]:
         raise RowError("it is a conversation, and a classification is one text and one label")
     text, label = (plain(message, lost) for message in told.messages)
     return {"text": text, "label": label}
+
+
+def _is_label(row: Row, reading: Reading) -> bool:
+    """Whether it is a text and its label; what else the row has goes into the item."""
+    return (reading.text or "text") in row and label_column(row, reading) is not None and not reading.image
 
 
 FORMATS = (
@@ -113,6 +118,6 @@ FORMATS = (
         _read_label,
         _write_label,
         {"text": "Where is my card?", "label": "card_arrival"},
-        lambda row, reading: "text" in row and any(name in row for name in LABELS),
+        _is_label,
     ),
 )

@@ -5,7 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from melior.data.formats import argilla, bedrock, instructions, label_studio, openai, sharegpt, trl
+from melior.data.formats import (
+    argilla,
+    bedrock,
+    decisions,
+    instructions,
+    label_studio,
+    openai,
+    pictures,
+    sharegpt,
+    tables,
+    trl,
+)
 from melior.data.formats.rows import Format, Kind, Reading, Row, RowError
 from melior.data.readers.rows import Cell
 from melior.errors import ConfigError
@@ -18,6 +29,9 @@ FORMATS: tuple[Format, ...] = (
     *sharegpt.FORMATS,
     *argilla.FORMATS,
     *label_studio.FORMATS,
+    *tables.FORMATS,
+    *pictures.FORMATS,
+    *decisions.FORMATS,
 )
 BY_NAME: Mapping[str, Format] = {format.name: format for format in FORMATS}
 ALIASES: Mapping[str, str] = {  # what people call them
@@ -55,10 +69,11 @@ def format_of(row: Row, kind: Kind | None = None, reading: Reading = Reading()) 
     """
     fitting = [format for format in FORMATS if format.matches(row, reading)]
     if not fitting:
-        known = "; ".join(dict.fromkeys(" + ".join(format.columns) for format in FORMATS))
+        known = "; ".join(dict.fromkeys(" + ".join(format.columns) for format in FORMATS if format.columns))
         raise RowError(
             f"found the columns {', '.join(sorted(row)) or '(none)'}, expected one of: {known}; "
-            "where only the names differ, melior convert --rename OLD=NEW changes them"
+            "where only the names differ, melior convert --rename OLD=NEW changes them; "
+            "of a table, name the column to decide: label"
         )
     best = max(fitting, key=lambda format: (len(format.columns), format.fits is not None))
     if kind not in (None, best.kind, "tasks"):

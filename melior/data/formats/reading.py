@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from melior.data.formats.known import FORMATS, format_named, format_of
 from melior.data.formats.rows import KINDS, Example, Format, Kind, Reading, Row, RowError
+from melior.data.formats.tables import LABEL, labels_in, surveyed
 from melior.data.readers import Line, Problem, read_rows
+from melior.data.readers.sources import KNOWN
 from melior.errors import ConfigError, DataError
 
 SHOWN_PROBLEMS = 5
@@ -62,7 +64,10 @@ def read_examples(
 
 
 class ExampleStream:
-    """The examples and the problems of a source, one at a time; `format` is known once the first was read."""
+    """The examples and the problems of a source, one at a time; `format` is known once the first was read.
+
+    Where the column to decide is named, the source is read twice: what a column holds is a question to all rows.
+    """
 
     def __init__(
         self,
@@ -76,30 +81,63 @@ class ExampleStream:
         if kind is not None and kind not in KINDS:
             raise ConfigError(f"unknown kind {kind!r}; kinds are {', '.join(KINDS)}")
         self.source = str(source)
-        self.name = Path(source).name if not self.source.startswith("hub:") else self.source
+        self.name = Path(source).name if not self.source.startswith(("hub:", KNOWN)) else self.source
         self.kind = kind
         self.chosen = format_named(format) if format else None
         self.format: Format | None = None
-        self.reading = reading
+        self.reading = with_known(self.source, reading)
 
     def __iter__(self) -> Iterator[Example | Problem]:
-        for line in read_rows(self.source):
+        reading, rare = self._completed()
+        for line in self._lines():
             if isinstance(line, Problem):
                 yield line
                 continue
             try:
-                yield self._example(line)
+                example = self._example(line, replace(reading, folder=reading.folder or self._folder(line)))
+                self._check_label(example, rare)
+                yield example
             except RowError as error:
                 yield Problem(line.number, str(error), line.file)
 
-    def _example(self, line: Line) -> Example:
-        if self.reading.rename:
-            line = replace(line, row=_renamed(line.row, self.reading.rename))
-        found = self.chosen or format_of(line.row, self.kind, self.reading)
+    def _lines(self) -> Iterator[Line | Problem]:
+        """The rows under the names a format has."""
+        for line in read_rows(self.source, names=self.reading.names):
+            if self.reading.rename and isinstance(line, Line):
+                try:
+                    line = replace(line, row=_renamed(line.row, self.reading.rename))
+                except RowError as error:
+                    line = Problem(line.number, str(error), line.file)
+            yield line
+
+    def _completed(self) -> tuple[Reading, frozenset[str]]:
+        """The reading with what all rows tell together, and the labels that have too few of them."""
+        table = self.chosen is not None and self.chosen.typed_cells
+        if not self.reading.label and not table:
+            return self.reading, frozenset()
+        reading = self.reading if self.reading.label else replace(self.reading, label=LABEL)
+        survey = surveyed(self._lines(), reading, self.source)
+        return survey.reading_of_all(self.source), survey.rare
+
+    def _folder(self, line: Line) -> str:
+        """The folder of the file that a row stands in."""
+        path = Path(self.source)
+        return str((path / line.file).parent if line.file else path.parent)
+
+    def _check_label(self, example: Example, rare: frozenset[str]) -> None:
+        alone = rare.intersection(labels_in(getattr(example, "output", None))) if rare else None
+        if alone:
+            raise RowError(
+                f"the label {min(alone)!r} has fewer than {self.reading.least_rows} rows, too few to be learnt and "
+                "measured; add rows, merge it with another, or read with least_rows=1 what is only measured"
+            )
+
+    def _example(self, line: Line, reading: Reading) -> Example:
+        found = self.chosen or format_of(line.row, self.kind, reading)
         missing = [column for column in found.columns if column not in line.row]
-        if missing and not found.matches(line.row, self.reading):
+        if missing and not found.matches(line.row, reading):
             raise RowError(f"has no column {missing[0]}, which {found.name} needs")
-        example = found.example(line.row, f"{line.file or self.name}:{line.number}", self.reading)
+        example = found.example(line.row, f"{line.file or self.name}:{line.number}", reading)
         self._agree(found, line)
         self.format = found
         return example
@@ -119,6 +157,18 @@ class ExampleStream:
                 f"is in format {found.name}{why}, but the rows before it in {self.format.name}; "
                 "correct it, or split the file in two"
             )
+
+
+def with_known(source: str, reading: Reading) -> Reading:
+    """The reading, and for all it leaves open that of the known data set which the source is."""
+    if not source.startswith(KNOWN):
+        return reading
+    from melior.data.known_sets import known_set  # it names readings itself, so it cannot be imported before them
+
+    given = {field.name: getattr(reading, field.name) for field in fields(Reading)}
+    plain = Reading()
+    told = {name: value for name, value in given.items() if value != getattr(plain, name)}
+    return replace(known_set(source).reading, **told)
 
 
 def _renamed(row: Row, names: Mapping[str, str]) -> Row:

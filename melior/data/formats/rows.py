@@ -10,19 +10,29 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from melior.data.readers.rows import Cell
-from melior.types import Demonstration, Preference, Rated, Task
+from melior.types import Demonstration, Preference, Rated, Record, Task
 
-Kind = Literal["demonstrations", "tasks", "preferences", "rated"]
-Example = Demonstration | Preference | Rated | Task
+Kind = Literal["demonstrations", "tasks", "preferences", "rated", "logged"]
+Example = Demonstration | Preference | Rated | Task | Record
 Row = Mapping[str, Any]
+ColumnKind = Literal["number", "text"]
 Lost = Counter[str]  # what a format could not hold, and how often
 
-KINDS: tuple[Kind, ...] = ("demonstrations", "tasks", "preferences", "rated")
+KINDS: tuple[Kind, ...] = ("demonstrations", "tasks", "preferences", "rated", "logged")
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")  # what an empty cell of a table is commonly written as
+
+
+def _record(*, id: str, **made: Any) -> Record:
+    """A logged decision; it has no id of its own, since the same one may be logged in any file."""
+    return Record(**made)
+
+
 TYPES: Mapping[Kind, Callable[..., Example]] = {
     "demonstrations": Demonstration,
     "tasks": Task,
     "preferences": Preference,
     "rated": Rated,
+    "logged": _record,
 }
 
 
@@ -38,6 +48,19 @@ class Reading:
     alpaca: Literal["joined", "published"] = "joined"  # instruction and input alone, or in the wording Alpaca used
     question: str = ""  # of a label export: whose answers count, where several questions are answered
     prompt_field: str = ""  # of a label export: which field the policy reads; told by its name where it is ""
+    label: str = ""  # the column to decide: of a table, or beside a text or an image where its name does not tell it
+    text: str = ""  # the column of the text to classify, where its name does not tell it
+    image: str = ""  # the column that names a picture's file, where its name does not tell it
+    group: str = ""  # the column whose rows belong together (a patient, a user); "" is "group"
+    drop: tuple[str, ...] = ()  # columns of a table that the policy must not read
+    audit: tuple[str, ...] = ()  # columns kept in the item, to measure groups by; add them to `drop` to keep them there
+    columns: Mapping[str, ColumnKind] = field(default_factory=dict)  # number or text; told from all rows where absent
+    missing: tuple[str, ...] = MISSING  # what a table writes where it knows nothing
+    separator: str = ""  # between the labels of a cell, where a row has several
+    label_names: Mapping[str, str] = field(default_factory=dict)  # label as it is written → its name
+    least_rows: int = 2  # of a label, to train and to be measured; 1 for rows that are measured only
+    names: tuple[str, ...] = ()  # of the columns, where a CSV file has no header
+    folder: str = ""  # where relative paths of pictures begin; "" is the folder of the file that names them
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,7 @@ class Format:
     write: Callable[[Any, dict[str, Any], Lost], dict[str, Any]]  # the columns of the row; takes them out of the item
     sample: Row  # one row, to show
     fits: Callable[[Row, Reading], bool] | None = None  # whether a row is in it, where its columns do not tell
+    typed_cells: bool = False  # whether cells of an untyped table are read as the numbers they write
 
     def matches(self, row: Row, reading: Reading = Reading()) -> bool:
         """Whether the row can be read in this format."""
@@ -65,11 +89,11 @@ class Format:
         Raises:
             RowError: if a value of the row cannot be used.
         """
-        group = given(row, "group", "")
+        group = given(row, reading.group or "group", "")
         if not isinstance(group, str | int):
             raise RowError(f"group must be a string, got {group!r}")
         made = self.read(row, reading)
-        used = {*self.columns, *self.optional, "group", *made.pop("used", ())}
+        used = {*self.columns, *self.optional, reading.group or "group", *made.pop("used", ())}
         item = {key: str(value) if isinstance(value, Cell) else value for key, value in row.items() if key not in used}
         made["item"] = {**item, **made.get("item", {})}
         return TYPES[self.kind](**made, id=id, group=str(group))

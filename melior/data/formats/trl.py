@@ -66,7 +66,7 @@ def _write_completion(example: Any, item: dict[str, Any], lost: Lost) -> dict[st
 def _read_prompt_preference(row: Row, reading: Reading) -> dict[str, Any]:
     inputs = with_tools(text_or_messages(row, "prompt"), row)
     chosen, rejected = (_behind(row, name, inputs) for name in ("chosen", "rejected"))
-    return {**pair(inputs, chosen, rejected), **_strength(row)}
+    return {**pair(inputs, chosen, rejected), **read_strength(row)}
 
 
 def _behind(row: Row, name: str, inputs: Any) -> Any:
@@ -78,7 +78,12 @@ def _behind(row: Row, name: str, inputs: Any) -> Any:
     return output_of(row, name)
 
 
-def _strength(row: Row) -> dict[str, float]:
+def read_strength(row: Row) -> dict[str, float]:
+    """The margin and the probability of a preference.
+
+    Raises:
+        RowError: if either is no number, or the probability none.
+    """
     probability = number_of(given(row, "probability", 1.0), "probability")
     if not 0 <= probability <= 1:
         raise RowError(f"probability must be from 0 to 1, got {probability}")
@@ -91,10 +96,10 @@ def _write_prompt_preference(example: Any, item: dict[str, Any], lost: Lost) -> 
         prompt = [dict(message) for message in conversation(example.inputs).messages]
         chosen, rejected = output_messages(chosen), output_messages(rejected)
     columns = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    return {**columns, **tool_columns(example.inputs), **_strength_columns(example)}
+    return {**columns, **tool_columns(example.inputs), **strength_columns(example)}
 
 
-def _strength_columns(example: Any) -> dict[str, float]:
+def strength_columns(example: Any) -> dict[str, float]:
     """Margin and probability, where they say something."""
     columns = {"margin": example.margin} if example.margin else {}
     return {**columns, "probability": example.probability} if example.probability != 1.0 else columns
@@ -105,7 +110,7 @@ def _read_preference(row: Row, reading: Reading) -> dict[str, Any]:
     if isinstance(chosen, str) and isinstance(rejected, str):
         if not chosen or not rejected:
             raise RowError("chosen or rejected is empty: nothing to learn")
-        return {**pair(None, chosen, rejected), **_strength(row)}
+        return {**pair(None, chosen, rejected), **read_strength(row)}
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise RowError("chosen and rejected must both be text or both be messages")
     shared = 0
@@ -117,7 +122,7 @@ def _read_preference(row: Row, reading: Reading) -> dict[str, Any]:
         raise RowError("chosen and rejected share no message, so there is no prompt; give it in a column of its own")
     inputs = with_tools(chosen[:shared], row)
     chosen_output, rejected_output = one_output(chosen[shared:], "chosen"), one_output(rejected[shared:], "rejected")
-    return {**pair(inputs, chosen_output, rejected_output), **_strength(row)}
+    return {**pair(inputs, chosen_output, rejected_output), **read_strength(row)}
 
 
 def spoken(text: str | Messages) -> str | Messages:
@@ -131,10 +136,10 @@ def spoken(text: str | Messages) -> str | Messages:
 
 def _write_preference(example: Any, item: dict[str, Any], lost: Lost) -> dict[str, Any]:
     if example.inputs is None:
-        return {"chosen": example.chosen, "rejected": example.rejected, **_strength_columns(example)}
+        return {"chosen": example.chosen, "rejected": example.rejected, **strength_columns(example)}
     before = [dict(message) for message in conversation(example.inputs).messages]
     sides = {name: before + output_messages(getattr(example, name)) for name in ("chosen", "rejected")}
-    return {**sides, **tool_columns(example.inputs), **_strength_columns(example)}
+    return {**sides, **tool_columns(example.inputs), **strength_columns(example)}
 
 
 def _read_rated(row: Row, reading: Reading) -> dict[str, Any]:

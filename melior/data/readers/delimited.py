@@ -15,11 +15,14 @@ DELIMITERS = ",\t;|"
 LONGEST_FIELD = 1 << 24  # characters; a longer one is a quote that nobody closed
 
 
-def read_delimited(path: str | Path, delimiter: str | None = None) -> Iterator[Line | Problem]:
+def read_delimited(
+    path: str | Path, delimiter: str | None = None, names: Sequence[str] = ()
+) -> Iterator[Line | Problem]:
     """The records under a header, every cell a string, numbered by the line on which they begin.
 
-    `delimiter`: told by the header where it is None. Fields may hold line ends and doubled quotes (RFC 4180); a byte
-    order mark, CRLF and compression are accepted; blank lines are passed over.
+    `delimiter`: told by the first line where it is None. `names`: of the columns, where the first line is a row. Fields
+    may hold line ends and doubled quotes (RFC 4180); a byte order mark, CRLF and compression are accepted; blank lines
+    are passed over.
 
     Raises:
         DataError: if the file cannot be read, has no rows, or its header is unusable.
@@ -29,7 +32,7 @@ def read_delimited(path: str | Path, delimiter: str | None = None) -> Iterator[L
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
     with opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text:
         records = csv.reader(text, delimiter=delimiter, strict=True)
-        header = _header(records, path)
+        header = _checked(names, f"the names for {path}") if names else _header(records, path)
         empty = True
         while True:
             start = records.line_num + 1
@@ -45,7 +48,7 @@ def read_delimited(path: str | Path, delimiter: str | None = None) -> Iterator[L
                 empty = False
                 yield _row(header, cells, start)
     if empty:
-        raise DataError(f"{path} has a header and no rows; write at least one")
+        raise DataError(f"{path} has {'no rows' if names else 'a header and no rows'}; write at least one")
 
 
 def delimiter_of(start: bytes) -> str:
@@ -62,10 +65,14 @@ def _header(records: Iterator[list[str]], path: Path) -> list[str]:
         raise DataError(f"{path} has no usable header: {_broken(error)}") from error
     if not header:
         raise DataError(f"{path} is empty; write a header with the columns' names, then one row per line")
-    header = [name or f"column_{place}" for place, name in enumerate(header, start=1)]  # as of a saved index
+    return _checked(header, f"the header of {path}")
+
+
+def _checked(names: Sequence[str], whose: str) -> list[str]:
+    header = [name or f"column_{place}" for place, name in enumerate(names, start=1)]  # as of a saved index
     twice = [name for name in header if header.count(name) > 1]
     if twice:
-        raise DataError(f"the header of {path} has {twice[0]!r} {header.count(twice[0])} times; give each its own name")
+        raise DataError(f"{whose} has {twice[0]!r} {header.count(twice[0])} times; give each its own name")
     return header
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from melior.data.readers.choices import chosen_split
 from melior.data.readers.rows import Line, Problem, typed_row
 from melior.errors import DataError
 
@@ -72,19 +73,6 @@ def read_hub(source: str) -> Iterator[Line | Problem]:
     if isinstance(found, datasets.IterableDatasetDict):
         found = found[chosen_split(list(found), split, source)]
     return _rows(found, source)
-
-
-def chosen_split(splits: Sequence[str], wanted: str, source: str) -> str:
-    """The split wanted, or the only one there is.
-
-    Raises:
-        DataError: naming the splits, if there is no such one or none is chosen.
-    """
-    if wanted and wanted not in splits:
-        raise DataError(f"{source} has no split {wanted!r}; it has {', '.join(splits)}")
-    if not wanted and len(splits) != 1:
-        raise DataError(f"{source} has {len(splits)} splits ({', '.join(splits)}); choose one: {source}@{splits[0]}")
-    return wanted or splits[0]
 
 
 def _rows(rows: Any, source: str) -> Iterator[Line | Problem]:
