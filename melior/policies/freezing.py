@@ -2,8 +2,10 @@
 
     train: head        the output head and the norm before it
     train: last-4      the last four blocks, and the head's norm
-    train: no-embeddings   everything but the token embeddings
+    train: no-embeddings   everything but what stands below the first block: embeddings, the stem of an image net
     train: all         everything that can train (the default)
+
+The head of a classifier was made for its labels, so every preset trains it.
 
 A preset is only a way to write factors: `{pattern: 0}` freezes, and what a person wrote comes before the preset.
 """
@@ -16,9 +18,15 @@ from dataclasses import dataclass
 
 from melior.errors import ConfigError
 
-BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")  # as transformers' families name their blocks
-EMBEDDING = r"(?:embed_tokens|embed_positions|embed_in|wte|wpe|word_embeddings)\."
-HEAD = r"(?:^|\.)(?:lm_head|embed_out)\."
+STACK = r"(?:^|\.)(?:layers|layer|h|blocks|block)"  # as transformers' families, and melior, name their blocks
+BLOCK = re.compile(rf"{STACK}\.(\d+)\.")
+EMBEDDING = (
+    r"(?:embed_tokens|embed_positions|embed_in|wte|wpe|word_embeddings|embeddings|stem)\."
+    r"|^encoder\.features\.(?:numeric|missing|categories|project)\b"  # of a table's cells
+)
+OWN = r"^head\."  # of a classifier
+HEAD = rf"(?:^|\.)(?:lm_head|embed_out)\.|{OWN}"
+TOP = r"\.top\."  # an image net's last convolution, behind its blocks
 LAST_NORM = r"(?:^|\.)(?:model\.norm|norm_f|ln_f|final_layer_?norm|final_norm)\."
 PRESETS = "all, head, no-embeddings or last-N (such as last-4)"
 
@@ -109,16 +117,21 @@ def _preset(names: Sequence[str], train: str, depth: int) -> dict[str, float]:
     if wanted > depth:
         raise ConfigError(f"train: {train} asks for {wanted} blocks, and the model has {depth}; write last-{depth}")
     kept = "|".join(str(layer) for layer in range(depth - wanted, depth))
-    return {rf"^(?!.*(?:\.(?:layers|h|blocks|block)\.(?:{kept})\.|{LAST_NORM}))": 0.0}
+    return {rf"^(?!{_blocks(kept)}|.*(?:{LAST_NORM}|{TOP})|{OWN})": 0.0}
 
 
 def _decayed(names: Sequence[str], decay: float, depth: int) -> dict[str, float]:
     if not 0 < decay <= 1:
         raise ConfigError(f"layer_decay={decay} would not lower the rates of lower layers; write 0 < layer_decay ≤ 1")
-    found = {rf"\.(?:layers|h|blocks|block)\.{layer}\.": decay ** (depth - 1 - layer) for layer in range(depth - 1)}
+    found = {f"^{_blocks(str(layer))}": decay ** (depth - 1 - layer) for layer in range(depth - 1)}
     if any(re.search(EMBEDDING, name) for name in names):
         found[EMBEDDING] = decay**depth
     return {pattern: factor for pattern, factor in found.items() if any(re.search(pattern, name) for name in names)}
+
+
+def _blocks(numbers: str) -> str:
+    """A pattern, from a name's start, of what stands in blocks of these numbers; a list inside a block is no block."""
+    return rf"(?:(?!{STACK}\.\d+\.).)*{STACK}\.(?:{numbers})\."
 
 
 def _remedy(names: Sequence[str]) -> str:
