@@ -17,7 +17,7 @@ Source: Efron 1987, JASA 82, BCa; Hesterberg 2015, arXiv:1411.5279, §3.4; Hanle
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -233,13 +233,54 @@ def bootstrap(
         drawn = statistic(np.concatenate([groups[index] for index in chance.integers(len(groups), size=len(groups))]))
         if math.isfinite(drawn):
             values.append(float(drawn))
+    return percentile_interval(estimate, values, len(groups), resamples, bounds=bounds, level=level)
+
+
+def percentile_interval(
+    estimate: float,
+    draws: ArrayLike,  # the statistic of each resample that had one
+    units: int,  # rows or clusters that were drawn from
+    resamples: int,  # that were made, those without the statistic included
+    *,
+    bounds: Bounds | None = None,
+    level: float = LEVEL,
+) -> Interval:
+    """The interval between the quantiles of resampled values; that of the bounds where they say too little."""
+    values = np.asarray(draws, dtype=np.float64)
     floor, ceiling = bounds or (-math.inf, math.inf)
-    if len(groups) < 2 or 2 * len(values) < resamples:
+    if units < 2 or 2 * len(values) < resamples:
         return Interval(estimate, floor, ceiling, level)
     if np.ptp(values) <= EQUAL:
-        return _equal_values(estimate, len(groups), floor, ceiling, level)
+        return _equal_values(estimate, units, floor, ceiling, level)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, min(float(low), estimate), max(float(high), estimate), level)
+
+
+def resampled_weights(
+    rows: int, *, clusters: Sequence[Hashable] | None = None, resamples: int = 1000, seed: int = 0
+) -> Iterator[Floats]:
+    """How often each row counts in each resample, [R, N], some resamples at a time; whole clusters are drawn.
+
+    A statistic that takes weights is bootstrapped in a few passes over these instead of one for each resample.
+    """
+    numbers: dict[Hashable, int] = {}
+    index = None if clusters is None else np.array([numbers.setdefault(each, len(numbers)) for each in clusters])
+    units = rows if index is None else len(numbers)
+    most = max(1, min(resamples, CHUNK // max(rows, 1)))
+    for start in range(0, resamples, most):
+        drawn = _resample_counts(units, min(most, resamples - start), seed, start)
+        yield drawn if index is None else drawn[:, index]
+
+
+def separate_difference(a: Interval, b: Interval) -> Interval:
+    """a − b for estimates from different rows, its limits recovered from theirs.
+
+    Source: Zou and Donner 2008, Statistics in Medicine 27 (the interval of a difference from two separate intervals).
+    """
+    estimate = a.estimate - b.estimate
+    below = math.hypot(a.estimate - a.low, b.high - b.estimate)
+    above = math.hypot(a.high - a.estimate, b.estimate - b.low)
+    return Interval(estimate, estimate - below, estimate + above, a.level)
 
 
 def wilson(successes: int, trials: int, *, level: float = LEVEL) -> Interval:

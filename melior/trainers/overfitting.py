@@ -19,7 +19,7 @@ import torch
 
 from melior.errors import DataError
 from melior.reports.findings import WORSE
-from melior.statistics import Interval, mean_interval
+from melior.statistics import Interval, mean_interval, separate_difference
 from melior.trainers.supervised import HeldoutLoss
 from melior.types import Demonstration
 
@@ -57,11 +57,7 @@ class FittingGap:
 
 def fitting_gap(train: Sequence[float], heldout: Sequence[float]) -> Interval:
     """How much more the loss of training rows fell than that of held-out rows, from each row's change in loss, nats."""
-    ours, theirs = mean_interval(train), mean_interval(heldout)
-    gap = theirs.estimate - ours.estimate
-    below = math.hypot(theirs.estimate - theirs.low, ours.high - ours.estimate)
-    above = math.hypot(theirs.high - theirs.estimate, ours.estimate - ours.low)
-    return Interval(gap, gap - below, gap + above)
+    return separate_difference(mean_interval(heldout), mean_interval(train))
 
 
 def overfitting(metrics: Sequence[Mapping[str, float]], *, restored: bool) -> str:
