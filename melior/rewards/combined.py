@@ -48,7 +48,17 @@ class Weighted:
         if broken is not None or not values:
             return broken or Score(value=None)
         total = checked(self.name, math.fsum(self.weights[name] * value for name, value in values.items()))
-        return replace(total, parts=values, usage=_usage(scores), kind=total.kind or _kind(scores))
+        decisions = self._decisions({name: score for name, score in scores.items() if score.value is not None})
+        kind = total.kind or _kind(scores)
+        return replace(total, parts=values, usage=_usage(scores), kind=kind, decisions=decisions)
+
+    def _decisions(self, scores: Mapping[str, Score]) -> tuple[float, ...]:
+        """What each decision earned, where every part can tell."""
+        widths = {len(score.decisions) for score in scores.values()}
+        if len(widths) != 1 or 0 in widths:
+            return ()
+        weighted = [[self.weights[name] * each for each in score.decisions] for name, score in scores.items()]
+        return tuple(math.fsum(shares) for shares in zip(*weighted, strict=True))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ label_model       whether the label that a judge model gives is a good one  judg
 python            Python source of others, run in a sandbox               python.py
 multi             a formula over other graders                              combined.py
 weighted          a sum of other graders; its parts are reported            combined.py
+events            points for clicks, purchases and the like                 events.py
+cost_matrix       minus what a decision costs, by true and decided label    costs.py
 function          a Python function: TRL's `f(prompts, completions, **columns)` or `grade(sample, item)`
 reasoning_gym     the verifier that belongs to a reasoning-gym task         gym.py
 http              what a server answers                                     endpoints.py
@@ -26,7 +28,9 @@ from melior.errors import GraderError
 from melior.rewards.base import Grader, nearest
 from melior.rewards.checks import string_check
 from melior.rewards.combined import Multi, Weighted
+from melior.rewards.costs import cost_matrix
 from melior.rewards.endpoints import HTTP_KEYS, http_grader
+from melior.rewards.events import events
 from melior.rewards.formula import parse_formula
 from melior.rewards.functions import Function
 from melior.rewards.gym import reasoning_gym
@@ -124,6 +128,8 @@ KINDS: Mapping[str, tuple[Reader, tuple[str, ...], tuple[str, ...]]] = {  # read
     "label_model": (label_model, ("model", "input", "labels", "passing_labels"), ()),
     "multi": (_multi, ("graders", "calculate_output"), ()),
     "weighted": (_weighted, ("graders",), ()),
+    "events": (events, ("points",), ("per", "unknown")),
+    "cost_matrix": (cost_matrix, ("costs",), ("reference",)),
     "function": (_function, ("function",), ()),
     "python": (python_grader, ("source",), ("image_tag", "pass_threshold")),
     "reasoning_gym": (reasoning_gym, ("dataset",), ()),
