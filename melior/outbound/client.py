@@ -1,4 +1,4 @@
-"""POST with every limit a stranger's server needs: address, time, size, attempts
+"""GET and POST with every limit a stranger's server needs: address, time, size, attempts
 
 One attempt may take `timeout_s` from the resolver to the last byte, however slowly the bytes drip. An answer longer
 than `max_bytes` is given up; a compressed one is refused unread, since a few bytes of it can unfold to gigabytes.
@@ -76,8 +76,9 @@ class _Again(Exception):
 
 @dataclass(frozen=True)
 class _Request:
+    method: str
     target: Target
-    body: bytes
+    body: bytes | None
     headers: Mapping[str, str]
     secrets: Collection[str]  # what no error may repeat
 
@@ -116,20 +117,28 @@ class Outbound:
             OutboundError: if there is none after all attempts, in one sentence.
             ConfigError: if the URL cannot be used.
         """
+        kinds = {"Content-Type": "application/json", "Accept": "application/json"}
+        return self._send("POST", url, body, kinds, headers or {})
+
+    def get(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
+        """The body of the 2xx answer to a GET.
+
+        Raises:
+            OutboundError: if there is none after all attempts, in one sentence.
+            ConfigError: if the URL cannot be used.
+        """
+        return self._send("GET", url, None, {}, headers or {})
+
+    def _send(
+        self, method: str, url: str, body: bytes | None, kinds: Mapping[str, str], headers: Mapping[str, str]
+    ) -> bytes:
         target = parse_url(url)
-        sent = {
-            "Host": _authority(target),
-            "Content-Type": "application/json",
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": "melior",
-            **(headers or {}),
-        }
+        own = {"Host": _authority(target), "Accept-Encoding": "identity", "User-Agent": "melior"}
         query = target.path.partition("?")[2]
-        secrets = [part for value in (headers or {}).values() for part in (value, value.rpartition(" ")[2])]
+        secrets = [part for value in headers.values() for part in (value, value.rpartition(" ")[2])]
         values = [pair.partition("=")[2] for pair in query.split("&")]
         secrets += [query, *values, *map(unquote_plus, values)]
-        request = _Request(target, body, sent, secrets)
+        request = _Request(method, target, body, {**own, **kinds, **headers}, secrets)
         pool, bound = self._pool, self.limits.backoff_s  # made here: reading all certificates is not the server's time
         for left in reversed(range(self.limits.attempts)):
             try:
@@ -182,9 +191,8 @@ class Outbound:
         target = request.target
         url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
         waits = dict.fromkeys(("connect", "read", "write", "pool"), self.limits.timeout_s)
-        with pool.stream(
-            "POST", url, headers=list(request.headers.items()), content=request.body, extensions={"timeout": waits}
-        ) as response:
+        sent, content = list(request.headers.items()), request.body
+        with pool.stream(request.method, url, headers=sent, content=content, extensions={"timeout": waits}) as response:
             answered = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
             if not 200 <= response.status < 300:
                 quoted = _quoted(answered, response.iter_stream(), request.secrets)
