@@ -211,12 +211,12 @@ def _multiplied(recipe: Recipe, rate: float, why: str) -> Choice:
     return Choice("fit.learning_rate", float(rate), why)
 
 
-# ---------------------------------------------------------------------- rewards
+# ---------------------------------------------------------------------- everything else
 
 
 def _rewarded(recipe: Recipe, policy: Any, rows: Rows) -> Resolved:
     choices: list[Choice] = []
-    if recipe.fit.steps is None:
+    if recipe.method == "rft" and recipe.fit.steps is None:
         least, most = RFT_STEPS
         prompts = min(recipe.rft.prompts, len(rows.train))
         once = math.ceil(len(rows.train) / prompts)
@@ -226,8 +226,10 @@ def _rewarded(recipe: Recipe, policy: Any, rows: Rows) -> Resolved:
         recipe = _with(recipe, "fit", steps=steps)
     if recipe.fit.learning_rate == "auto":
         pace = _pace(recipe, policy)
-        why = f"{pace.what} learn from rewards at {pace.rft:g}; a sweep would see noise"
-        choices.append(_multiplied(recipe, pace.rft, why))
+        told = {"dpo": ("preferences", pace.dpo), "awr": ("ratings", pace.sft)}
+        source, rate = told.get(recipe.method, ("rewards", pace.rft))
+        why = f"{pace.what} learn from {source} at {rate:g}; a sweep would see noise"
+        choices.append(_multiplied(recipe, rate, why))
         recipe = _with(recipe, "fit", learning_rate=choices[-1].value)
     return Resolved(recipe, tuple(choices))
 

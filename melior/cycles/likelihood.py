@@ -1,4 +1,4 @@
-"""held-out demonstrations as their own judge: how likely a policy finds them"""
+"""held-out demonstrations and preferences as their own judges: how likely a policy finds them"""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ import torch
 from melior.data.formats import fingerprint
 from melior.errors import DataError
 from melior.evaluation.evaluate import REWARD, Evaluation
+from melior.masking import sum_decisions
+from melior.policies.base import score_all
 from melior.statistics import bootstrap_mean
-from melior.types import Demonstration, Sampling
+from melior.trainers.preference import encode_pairs
+from melior.types import Demonstration, Preference, Sampling
 
-LIKELIHOOD = "log-prob per decision"  # what evaluations call it, in the place of a grader's name
+LIKELIHOOD = "log-prob per decision"  # what evaluations call these, in the place of a grader's name
+PREFERRED = "preference accuracy"
 
 
 @torch.no_grad()
@@ -45,6 +49,42 @@ def likelihood(policy: Any, rows: Sequence[Demonstration]) -> Evaluation:
         tokens=sum(len(row) for row in scored.values()),
         seconds=time.monotonic() - started,
     )
+
+
+@torch.no_grad()
+def preferred(policy: Any, rows: Sequence[Preference]) -> Evaluation:
+    """Whether the policy moved towards what people chose, pair by pair: 1 where it did, ½ where it did not move.
+
+    Raises:
+        DataError: if no pair has two sides to compare.
+    """
+    started = time.monotonic()
+    batch, pairs, _ = encode_pairs(policy, rows)
+    gained = sum_decisions(score_all(policy, batch) - policy.reference_log_probs(batch), batch.mask)
+    signed = torch.where(batch.columns["chosen"], gained, -gained)
+    margins = torch.zeros(len(rows), dtype=signed.dtype).index_add_(0, batch.groups, signed).tolist()
+    right = {pair: _agrees(margins[pair], rows[pair].probability) for pair in pairs}
+    values = {row_key(rows[pair]): (right[pair],) for pair in pairs}
+    clusters = {row_key(row): row.group for row in rows if row.group}
+    return Evaluation(
+        sampling=Sampling(),
+        grader=PREFERRED,
+        items=tuple(map(row_key, rows)),
+        fingerprint=fingerprint(rows),
+        values={REWARD: values},
+        bounds={REWARD: (0.0, 1.0)},
+        clusters=clusters,
+        reward=bootstrap_mean(values, bounds=(0.0, 1.0), clusters=clusters),
+        missing=tuple(key for key in map(row_key, rows) if key not in values),
+        graded=len(values),
+        tokens=int(batch.mask.sum()),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _agrees(margin: float, probability: float) -> float:
+    """Whether a policy moved to the side that people are for; ½ where one of them is undecided."""
+    return 0.5 if margin == 0 or probability == 0.5 else float((margin > 0) == (probability > 0.5))
 
 
 def row_key(row: Any) -> str:

@@ -3,38 +3,57 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from melior.cycles.kinds import kind_named
+from melior.cycles.likelihood import preferred
 from melior.cycles.models import with_judges
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
 from melior.cycles.sections import GraderSpec, Grading
 from melior.durable import write_file
-from melior.errors import DataError
+from melior.errors import ConfigError, DataError
 from melior.evaluation.evaluate import GREEDY, Evaluation, Progress, evaluate
 from melior.rewards.graders import load_grader
 from melior.rewards.workers import GraderPool
 from melior.store import Store
 from melior.trainers.supervised import HeldoutLoss
+from melior.types import Record, Score
+
+
+class Graded(Protocol):
+    """A grader in force: a pool of processes, or a simulated shop."""
+
+    @property
+    def name(self) -> str: ...
+    def grade(self, records: Sequence[Record]) -> list[Score]: ...
 
 
 class Measures:
     """Everything that grades in one run. Close it, or use it in a `with` statement: graders are processes."""
 
     def __init__(self, recipe: Recipe, rows: Rows, store: Store | None = None) -> None:
-        """Raises GraderError if a grader cannot be loaded; judges of the registry are found in `store`."""
+        """Raises GraderError if a grader cannot be loaded; judges of the registry are found in `store`.
+
+        Raises:
+            ConfigError: if nobody could tell how good the policy is on the held-out rows.
+        """
         self.recipe, self.rows, self.store = recipe, rows, store
         self.kind = kind_named(recipe.model.kind)
         self.latest: Evaluation | None = None  # made while training, and not taken up yet
         self._stack = ExitStack()
         pools: dict[str, GraderPool] = {}
-        self.reward = self._pool(recipe.reward_grader if recipe.method == "rft" else None, pools)
-        self.heldout = self._pool(recipe.evaluation_grader, pools)
+        learns = recipe.method in ("rft", "off_policy")
+        self.reward: Graded | None = self._pool(recipe.reward_grader if learns else None, pools) or rows.world
+        self.heldout: Graded | None = self._pool(recipe.evaluation_grader, pools) or rows.world
+        if self.heldout is None and rows.heldout_kind in ("rated", "tasks"):
+            raise ConfigError(
+                f"{len(rows.heldout)} held-out {rows.heldout_kind} say nothing of other outputs than their own; write "
+                "grader:, or give a file of demonstrations as data.heldout"
+            )
 
     def _pool(self, spec: GraderSpec | None, pools: dict[str, GraderPool]) -> GraderPool | None:
         if spec is None:
@@ -51,24 +70,50 @@ class Measures:
         self._stack.close()
 
     def evaluation(self, policy: Any, progress: Progress | None = None) -> Evaluation:
-        """The policy on every held-out row."""
+        """The policy on every held-out row, as it will be served."""
+        from melior.evaluation.logged import evaluate_logged
+
+        rows, how = self.rows, self.recipe.evaluation
+        if rows.heldout_kind == "logged":
+            return evaluate_logged(policy, rows.heldout, self.scores(rows.heldout), temperature=how.temperature)
+        if self.heldout is None and rows.heldout_kind == "preferences":
+            return preferred(policy, rows.heldout)
         if self.heldout is None:
-            return self.kind.measure(policy, self.rows.heldout)
-        grader = self.heldout.grader.name
-        return evaluate(policy, self.rows.tasks, self.heldout, self.recipe.evaluation, progress=progress, grader=grader)
+            return self.kind.measure(policy, rows.heldout, self.recipe)
+        chance = how.temperature > 0
+        return evaluate(
+            policy, rows.tasks, self.heldout, how, greedy=chance, progress=progress, grader=self.heldout.name
+        )
 
     def __call__(self, trainable: Any) -> Mapping[str, float]:
         """The same in a few numbers, for `fit` while it trains."""
-        loss = HeldoutLoss(trainable, self.rows.heldout)(trainable) if self.recipe.method == "sft" else {}
+        shown = self.rows.heldout_kind == "demonstrations"
+        loss = HeldoutLoss(trainable, self.rows.heldout)(trainable) if shown else {}
         return {**loss, **self.graded(trainable)}
 
     def graded(self, trainable: Any) -> dict[str, float]:
-        """Held-out rewards, where there is a grader."""
-        if self.heldout is None:
+        """Held-out rewards, where more than the likelihood of demonstrations judges."""
+        if self.heldout is None and self.rows.heldout_kind == "demonstrations" and self.recipe.model.kind == "language":
             return {}
         measured = self.latest = self.evaluation(trainable)
-        greedy = measured.greedy.estimate if measured.greedy else math.nan
-        return {"heldout_reward": measured.reward.estimate, "heldout_greedy": greedy}
+        greedy = {"heldout_greedy": measured.greedy.estimate} if measured.greedy else {}
+        return {"heldout_reward": measured.reward.estimate, **greedy}
+
+    def scores(self, records: Sequence[Record]) -> list[Score]:
+        """What logged outputs earned: by the grader, or as the log says.
+
+        Raises:
+            DataError: if there is no grader and a record has no reward.
+        """
+        if self.reward is not None:
+            return self.reward.grade(records)
+        missing = sum("reward" not in record.item for record in records)
+        if missing:
+            raise DataError(
+                f"{missing} of {len(records)} logged rows have no reward; write a column reward, or a grader: that "
+                "gives events their points ({type: events, points: …})"
+            )
+        return [Score(value=float(record.item["reward"]), name="reward") for record in records]
 
 
 def open_pool(spec: GraderSpec, grading: Grading | None = None, store: Store | None = None) -> GraderPool:

@@ -90,7 +90,7 @@ def plan_run(
         raise ConfigError("These steps never end; say how many in fit.steps")
     held = memory.held()  # before anything is measured: what a pass frees, the allocator keeps for a while
     kind = measures.kind
-    counted = kind.counts(policy, rows, recipe)
+    counted = kind.counts(policy, rows, recipe, taught.steps)
     sizes = _sizes(policy, taught)
     free = memory.available()
     fits = free is None or sizes["gradient_bytes"] + sizes["optimizer_bytes"] < CAUTIOUS * free
@@ -102,8 +102,8 @@ def plan_run(
         rows=len(rows.train),
         validation_rows=len(rows.validation),
         heldout_rows=len(rows.heldout),
-        batch=int(recipe.sft.batch_size) if recipe.method == "sft" else min(recipe.rft.prompts, len(rows.train)),
-        epochs=int(recipe.sft.epochs) if recipe.method == "sft" else None,
+        batch=recipe.shown[0] if recipe.method != "rft" else min(recipe.rft.prompts, len(rows.train)),
+        epochs=recipe.shown[1] if recipe.method != "rft" else None,
         steps=total,
         trainable=policy.share.trainable,
         parameters=policy.share.total,
@@ -176,9 +176,9 @@ class _Clock:
 
 
 def _clock(policy: Any, taught: Lesson, rows: Rows, recipe: Recipe, measures: Measures, total: int) -> _Clock:
-    if recipe.method == "sft":
+    if recipe.method != "rft":
         indices = range(min(total, COUNTED_STEPS))
-        batches = [taught.steps(index).batch for index in indices]
+        batches = [taught.objective.prepare(taught.steps(index), policy).batch for index in indices]
         parts = [part for batch in batches for part in _parts(policy, batch, taught.config.micro_batch)]
         pace, spread, kept = _timed(policy, taught.objective, parts)
         nodes = math.fsum(map(policy.cost, parts)) / len(batches)

@@ -16,20 +16,23 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from melior.cycles import sections
-from melior.cycles.sections import STRICT, Generated, GraderSpec
+from melior.cycles.sections import STRICT, Generated, GraderSpec, Method, Simulated
 from melior.cycles.wording import Lines, lines_of, sentence, stands_at, where_of
 from melior.errors import ConfigError
 from melior.policies import adapters
+from melior.policies.classifier import Classifier
 from melior.policies.freezing import check_preset, factors_of
+from melior.policies.slate import Slate
 from melior.types import Sampling
 
+SERVED = {"n": 1, "temperature": 0.0}  # classifiers and slates are served greedily where nobody says otherwise
 GROUP = 8  # outputs of one prompt where rft is not told: as GRPO has it, arXiv:2402.03300
 
 # Said once, elsewhere: these fields of a section's class are no keys of the recipe.
@@ -45,15 +48,20 @@ WITHHELD = {
 class Recipe:
     """One run, whole."""
 
-    method: Literal["sft", "rft"]
+    method: Method
     model: sections.Model
     data: sections.Data
     grader: GraderSpec | None = None  # the reward of rft, and what evaluations are graded by
     heldout_grader: GraderSpec | None = None  # evaluations' own, so that gaming the reward shows
     grading: sections.Grading = Field(default_factory=sections.Grading)
     sampling: sections.Outputs = Field(default_factory=sections.Outputs)
+    classifier: Classifier = Field(default_factory=Classifier)
+    slate: Slate = Field(default_factory=Slate)
     sft: sections.Sft = Field(default_factory=sections.Sft)
     rft: sections.Rft = Field(default_factory=sections.Rft)
+    off_policy: sections.FromLogs = Field(default_factory=sections.FromLogs)
+    dpo: sections.FromPairs = Field(default_factory=sections.FromPairs)
+    awr: sections.FromRatings = Field(default_factory=sections.FromRatings)
     fit: sections.Fit = Field(default_factory=sections.Fit)
     evaluate: sections.Evaluate = Field(default_factory=sections.Evaluate)
     gate: sections.Gate = Field(default_factory=sections.Gate)
@@ -77,8 +85,16 @@ class Recipe:
                 f"data.validation={self.data.validation} is no number of rows and no share up to half of the training "
                 "rows; 0.1 is usual"
             )
-        if isinstance(self.data.train, Generated) and not isinstance(self.data.heldout, int):
+        made = isinstance(self.data.train, Generated | Simulated)
+        if made and (not isinstance(self.data.heldout, int) or not self.data.heldout):
             raise ConfigError(f"generated data holds out a number of rows, got data.heldout={self.data.heldout!r}")
+        if isinstance(self.data.train, Simulated) and (self.method, self.model.kind) != ("rft", "slate"):
+            raise ConfigError(
+                f"a simulated shop answers slates as they are shown: it needs method: rft and model.kind: slate, got "
+                f"{self.method} and {self.model.kind}"
+            )
+        if self.evaluate.temperature == 0 and self.evaluate.n != 1:
+            raise ConfigError(f"evaluate.temperature=0 is one output per row, so n must be 1, got {self.evaluate.n}")
         if self.fit.best_metric and self.evaluate.every is None:
             raise ConfigError(f"fit.best_metric={self.fit.best_metric!r} is never measured; write evaluate.every")
 
@@ -107,6 +123,12 @@ class Recipe:
         """Whether rows set aside say when training stops, or which weights are kept: the gate's rows must not."""
         return self.method == "sft" and (self.sft.epochs == "auto" or self.fit.best_metric is not None)
 
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Rows of a step and epochs of a method that is shown rows."""
+        section: Any = getattr(self, self.method)
+        return int(section.batch_size), int(section.epochs)
+
     def factors(self, names: Sequence[str]) -> dict[str, float]:
         """Learning-rate factors by pattern of parameters with these names; 0 is what does not train.
 
@@ -133,8 +155,10 @@ class Recipe:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting, as JSON; `recipe_of` reads it back."""
+        """Every setting that has a say, as JSON; `recipe_of` reads it back."""
         told: dict[str, Any] = TypeAdapter(Recipe).dump_python(self, mode="json")
+        for other in {"classifier", "slate", "off_policy", "dpo", "awr"} - {self.method, self.model.kind}:
+            del told[other]  # of other policies and methods
         for *path, key in WITHHELD:
             section: Any = told
             for part in path:
@@ -197,19 +221,23 @@ def recipe_of(
 
 
 def _grouped(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same settings, with a group to compare within where rft was not told how many outputs it has."""
-    sampling = raw.get("sampling", {})
-    if raw.get("method") != "rft" or not isinstance(sampling, Mapping):
-        return raw
-    return {**raw, "sampling": {"n": GROUP, **sampling}}
+    """The same settings, with defaults that depend on others: rft's group, and serving without chance."""
+    sampling, evaluate, model = (raw.get(key, {}) for key in ("sampling", "evaluate", "model"))
+    made = dict(raw)
+    if raw.get("method") == "rft" and isinstance(sampling, Mapping):
+        made["sampling"] = {"n": GROUP, **sampling}
+    if isinstance(model, Mapping) and model.get("kind", "language") != "language" and isinstance(evaluate, Mapping):
+        made["evaluate"] = {**(SERVED if "temperature" not in evaluate else {}), **evaluate}
+    return made
 
 
 def _absolute(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The same settings with paths that stand wherever they are read."""
     made = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
     data, model, save = (made.get(key) for key in ("data", "model", "save"))
-    for section, key in ((data, "train"), (data, "heldout"), (save, "folder")):
-        if isinstance(section, dict) and isinstance(section.get(key), str):
+    places = ((data, "train"), (data, "heldout"), (data, "catalogue"), (save, "folder"))
+    for section, key in places:
+        if isinstance(section, dict) and isinstance(section.get(key), str) and not _elsewhere(section[key]):
             section[key] = str(folder / Path(section[key]).expanduser())
     if isinstance(model, dict) and isinstance(model.get("path"), str):
         place = folder / Path(model["path"]).expanduser()
@@ -219,6 +247,11 @@ def _absolute(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if key in made:
             made[key] = absolute_grader(made[key], folder)
     return made
+
+
+def _elsewhere(source: str) -> bool:
+    """Whether rows come from a name that means the same in every folder: a known data set, or one on a hub."""
+    return source.startswith(("known:", "hub:"))
 
 
 def absolute_grader(spec: Any, folder: Path) -> Any:

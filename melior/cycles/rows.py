@@ -7,27 +7,39 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from melior.cycles.recipe import Generated, Recipe
+from melior.cycles.recipe import Recipe
+from melior.cycles.sections import Generated, Method, Simulated
 from melior.data.conversations import conversation, learnt
 from melior.data.formats import Kind, fingerprint, read_examples
+from melior.data.formats.rows import Reading
 from melior.data.reasoning import demonstrations_of, reasoning_split
 from melior.data.splits import check_disjoint, split
 from melior.errors import DataError
-from melior.types import Demonstration, Task
+from melior.rollouts.banner import Banner
+from melior.types import Demonstration, Record, Task
 
 LEAST_ASIDE, MOST_ASIDE = 10, 500  # rows set aside: fewer say nothing, more cost more than they tell
+LEARNT: Mapping[Method, Kind] = {  # what each method learns from
+    "sft": "demonstrations",
+    "rft": "tasks",
+    "off_policy": "logged",
+    "dpo": "preferences",
+    "awr": "rated",
+}
 
 
 @dataclass(frozen=True)
 class Rows:
     """What trains and what measures; nothing is in both."""
 
-    train: list[Any]  # demonstrations for sft, tasks for rft
+    train: list[Any]  # demonstrations for sft, tasks for rft, …
     heldout: list[Any]
-    tasks: list[Task]  # the held-out rows as inputs to answer
+    tasks: list[Task]  # the held-out rows as inputs to answer; none where all that is known is a log
     source: str
-    kind: str
+    kind: Kind
+    heldout_kind: Kind
     validation: list[Any] = field(default_factory=list)  # set aside to say when to stop; neither trained nor reported
+    world: Banner | None = None  # what answers slates, where rows are simulated
 
     @property
     def fingerprint(self) -> str:
@@ -53,35 +65,66 @@ def load_rows(recipe: Recipe, *, aside: bool = True) -> Rows:
     Raises:
         DataError: if a file or row cannot be used, or a row stands on both sides.
     """
-    kind: Kind = "demonstrations" if recipe.method == "sft" else "tasks"
-    data, items = recipe.data, recipe.evaluate.items
-    train: list[Any]
-    heldout: list[Any]
-    if isinstance(data.train, Generated):
-        source = data.train.reasoning_gym
-        train, heldout = reasoning_split(source, data.train.size, int(data.heldout), data.seed, **data.train.config)
-        tasks = heldout  # as rft has them, so that runs of both methods can be compared
-        if kind == "demonstrations":
-            train, heldout = demonstrations_of(train), demonstrations_of(heldout)
+    train = recipe.data.train
+    if isinstance(train, Generated):
+        rows = _generated(recipe, train)
+    elif isinstance(train, Simulated):
+        rows = _simulated(recipe, train)
     else:
-        source = data.train
-        train = read_examples(source, kind).rows
-        if isinstance(data.heldout, str):
-            heldout = read_examples(data.heldout, kind).rows
-        else:
-            train, heldout = split(train, data.heldout, data.seed)
-        tasks = [task_of(row) for row in heldout]
-    if not heldout:
+        rows = _read(recipe, train)
+    if not rows.heldout:
         raise DataError("0 rows are held out, so nobody could tell whether training helped; raise data.heldout")
-    check_disjoint(train, heldout)
-    rows = Rows(train, heldout[:items], tasks[:items], source, kind)
-    return rows.set_aside(data.validation, data.seed) if recipe.watched and aside else rows
+    check_disjoint(rows.train, rows.heldout)
+    items = recipe.evaluate.items
+    rows = replace(rows, heldout=rows.heldout[:items], tasks=rows.tasks[:items])
+    return rows.set_aside(recipe.data.validation, recipe.data.seed) if recipe.watched and aside else rows
 
 
-def task_of(row: Demonstration | Task) -> Task:
-    """A demonstration's last turn as a task; its answer goes into the item, as "completion", for graders."""
+def _generated(recipe: Recipe, made: Generated) -> Rows:
+    kind, data, source = LEARNT[recipe.method], recipe.data, made.reasoning_gym
+    if kind not in ("demonstrations", "tasks"):
+        raise DataError(f"generated tasks have answers and nothing else, and {recipe.method} learns from {kind}")
+    train: list[Any]
+    train, tasks = reasoning_split(source, made.size, int(data.heldout), data.seed, **made.config)
+    heldout: list[Any] = tasks  # as rft has them, so that runs of both methods can be compared
+    if kind == "demonstrations":
+        train, heldout = demonstrations_of(train), demonstrations_of(tasks)
+    return Rows(train, heldout, tasks, source, kind, kind)
+
+
+def _simulated(recipe: Recipe, made: Simulated) -> Rows:
+    """Requests of a simulated shop; those held out are of other visitors."""
+    points: dict[str, Any] = {} if made.points is None else {"points": made.points}
+    world = Banner(made.banner, seed=made.seed, **points)
+    train, heldout = world.tasks(made.size, made.seed), world.tasks(int(recipe.data.heldout), made.seed + 1)
+    return Rows(train, heldout, heldout, f"banner of five ({made.banner})", "tasks", "tasks", world=world)
+
+
+def _read(recipe: Recipe, source: str) -> Rows:
+    kind, data = LEARNT[recipe.method], recipe.data
+    labelled = recipe.model.kind == "classifier" and kind == "tasks"  # a label is what a grader needs to know
+    train = read_examples(source, "demonstrations" if labelled else kind, reading=data.reading).rows
+    heldout_kind: Kind = "demonstrations" if labelled else kind
+    if isinstance(data.heldout, str):
+        same = kind in ("demonstrations", "tasks")
+        told = read_examples(data.heldout, heldout_kind if same else None, reading=data.reading)
+        heldout, heldout_kind = told.rows, told.kind
+    else:
+        train, heldout = split(train, data.heldout, data.seed)
+    tasks = [] if heldout_kind == "logged" else [task_of(row) for row in heldout]
+    if labelled:
+        train, heldout, heldout_kind = [task_of(row) for row in train], list(tasks), "tasks"
+    return Rows(train, heldout, tasks, source, kind, heldout_kind)
+
+
+def task_of(row: Any) -> Task:
+    """A row's inputs as a task; a demonstration's answer goes into the item, as "completion", for graders."""
     if isinstance(row, Task):
         return row
+    if isinstance(row, Record):
+        return Task(row.inputs, row.item, group=row.group)
+    if not isinstance(row, Demonstration):
+        return Task(row.inputs, row.item, id=row.id, group=row.group)
     inputs, output = row.inputs, row.output
     if output is None:
         told = conversation(inputs)
@@ -93,8 +136,15 @@ def task_of(row: Demonstration | Task) -> Task:
     return Task(inputs, item, id=row.id, group=row.group)
 
 
-def read_tasks(data: str, *, items: int | None, seed: int, config: Mapping[str, Any] | None = None) -> list[Task]:
-    """Tasks to evaluate on: a JSONL file of tasks or demonstrations, or `reasoning_gym:data_set`.
+def read_tasks(
+    data: str,
+    *,
+    items: int | None,
+    seed: int,
+    config: Mapping[str, Any] | None = None,
+    reading: Reading = Reading(),  # noqa: B008  frozen
+) -> list[Task]:
+    """Tasks to evaluate on: a file of tasks or demonstrations, or `reasoning_gym:data_set`.
 
     Raises:
         DataError: if they cannot be read.
@@ -102,7 +152,7 @@ def read_tasks(data: str, *, items: int | None, seed: int, config: Mapping[str, 
     if data.startswith("reasoning_gym:") and not Path(data).exists():
         name = data.partition(":")[2]
         return reasoning_split(name, 0, items or 200, seed, **(config or {}))[1]
-    found = read_examples(data)
+    found = read_examples(data, reading=reading)
     if found.kind not in ("tasks", "demonstrations"):
         raise DataError(f"{data} holds {found.kind}; evaluation needs tasks (prompt + other columns) or demonstrations")
     rows = found.rows[:items]

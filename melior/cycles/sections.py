@@ -8,11 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
+from melior.data.formats import Reading
 from melior.errors import ConfigError
 from melior.evaluation import gates
 from melior.policies import adapters
+from melior.rollouts.logged import Incomplete
+from melior.trainers.logged import OffPolicy
 from melior.trainers.loop import FitConfig
+from melior.trainers.preference import Dpo
+from melior.trainers.ratings import AdvantageWeighted
 from melior.trainers.reinforcement import Reinforcement
+from melior.trainers.supervised import Supervised
 from melior.trainers.trackers import TrackerName
 from melior.types import Sampling
 
@@ -22,6 +28,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 GraderSpec = str | dict[str, Any]
 Auto = Literal["auto"]
 KindName = Literal["language", "classifier", "slate"]
+Method = Literal["sft", "rft", "off_policy", "dpo", "awr"]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 
@@ -86,13 +93,39 @@ class Generated:
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
+class Simulated:
+    """Requests of a simulated shop, which answers what is shown: docs/banner.md."""
+
+    banner: Literal["logit", "cascade"]  # how its visitors decide
+    size: int = Field(ge=1)  # requests to learn from
+    seed: int = 0  # of the shop and of its visitors
+    points: dict[str, Any] | None = None  # event → what it earns; null: the shop's own
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
 class Data:
     """What is learnt from, and what is only ever measured on."""
 
-    train: str | Generated
+    train: str | Generated | Simulated
     heldout: int | float | str = 0.1  # a number of rows, a share of the training file, or a file
     validation: int | float = 0.1  # of the training rows, set aside only where epochs or settings are chosen by them
     seed: int = 0  # of the split
+    label: str = ""  # the column to decide, of a table, or where its name does not tell it
+    text: str = ""  # the column of the text to classify, where it has another name
+    image: str = ""  # the column that names pictures' files, where it has another name
+    group: str = ""  # the column whose rows belong together (a patient, a user); "" is "group"
+    drop: tuple[str, ...] = ()  # columns of a table that the policy must not read
+    audit: tuple[str, ...] = ()  # columns by whose values held-out measures are told apart
+    columns: dict[str, Literal["number", "text"]] = Field(default_factory=dict)  # of a table, where the rows mislead
+    separator: str = ""  # between the labels of a cell, where a row has several
+    names: tuple[str, ...] = ()  # of the columns, where a CSV file has no header
+    catalogue: str | None = None  # a file of items, for slates; null: the items that requests bring
+
+    @property
+    def reading(self) -> Reading:
+        """What the rows do not say of themselves."""
+        shared = {field.name for field in fields(Reading)} & {field.name for field in fields(Data)}
+        return Reading(**{name: getattr(self, name) for name in shared})
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
@@ -104,11 +137,57 @@ class Grading:
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
-class Sft:
+class Sft(Supervised):
     """Learning by demonstration."""
 
     batch_size: Count | Auto = "auto"  # rows of a step
     epochs: Count | Auto = "auto"  # "auto": until the loss of validation rows stops falling
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"  # balanced: every label weighs the same
+
+    @property
+    def objective(self) -> Supervised:
+        """The settings that are the objective's own."""
+        return Supervised(**{field.name: getattr(self, field.name) for field in fields(Supervised)})
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class FromLogs(OffPolicy):
+    """Learning from logged decisions."""
+
+    batch_size: Count = 256  # large, since few of them earned anything
+    epochs: Count = 3
+    incomplete: Incomplete = "refuse"  # rows without usable propensities; "drop" leaves them out and counts them
+
+    @property
+    def objective(self) -> OffPolicy:
+        """The settings that are the objective's own."""
+        return OffPolicy(**{field.name: getattr(self, field.name) for field in fields(OffPolicy)})
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class FromPairs(Dpo):
+    """Learning from preferences."""
+
+    batch_size: Count = 16  # pairs of a step
+    epochs: Count = 1
+
+    @property
+    def objective(self) -> Dpo:
+        """The settings that are the objective's own."""
+        return Dpo(**{field.name: getattr(self, field.name) for field in fields(Dpo)})
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class FromRatings(AdvantageWeighted):
+    """Learning from ratings."""
+
+    batch_size: Count = 16
+    epochs: Count = 3
+
+    @property
+    def weighing(self) -> AdvantageWeighted:
+        """The settings that say how ratings become weights."""
+        return AdvantageWeighted(**{field.name: getattr(self, field.name) for field in fields(AdvantageWeighted)})
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
@@ -132,7 +211,7 @@ class Evaluate:
 
     items: int | None = Field(default=None, ge=1)  # the first so many held-out rows; null takes all
     n: int = Field(default=2, ge=1)  # samples of each, beside a greedy one
-    temperature: float = Field(default=1.0, gt=0)  # the one it will be served with
+    temperature: float = Field(default=1.0, ge=0)  # the one it will be served with; 0, the best output alone, has n=1
     seed: int = 0
     every: int | None = Field(default=None, ge=1)  # steps; null measures before and after only
 

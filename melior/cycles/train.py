@@ -68,7 +68,7 @@ class Outcome:
     stopped: str = ""  # why training ended early
     choices: tuple[str, ...] = ()  # what "auto" became, with reasons
     warning: str = ""  # of over-fitting
-    tokens: int = 0  # decisions learnt from (sft) or generated (rft) in training
+    tokens: int = 0  # decisions learnt from, or generated (rft), in training
     seconds: float = 0.0  # of training; the evaluations carry their own
     baseline: Mapping[str, Any] | None = None  # of rft: what the policy earned on training tasks before its first step
     layout: str = ""
@@ -199,7 +199,7 @@ class _Cycle:
         done = self._fit(policy, taught, measures)
         after = kept(folder / "evaluation.json", lambda: measured("after"))
         self.report("saving", 0, 1, "")
-        measures.kind.tell(policy, rows, folder)
+        measures.kind.tell(policy, rows, recipe, folder)
         place = Path(recipe.save.folder) if recipe.save.folder else folder / "model"
         policy.save(place)
         self.report("saving", 1, 1, str(place))
@@ -212,7 +212,7 @@ class _Cycle:
             dropped=getattr(taught.steps, "dropped", 0),
             choices=tuple(map(str, resolved.choices)),
             warning=overfitting(done.metrics, restored=done.best_step is not None),
-            tokens=int(_total(done, "decisions" if recipe.method == "sft" else "num_tokens")),
+            tokens=int(_total(done, "num_tokens" if recipe.method == "rft" else "decisions")),
             seconds=_total(done, "seconds"),
             baseline=baseline.to_json() if baseline else None,
             layout=policy.layout,
@@ -234,7 +234,7 @@ class _Cycle:
                 recipe.rollouts,
                 prompts=recipe.rft.baseline,
                 seed=recipe.seed,
-                grader=grader.grader.name,
+                grader=grader.name,
                 progress=lambda done, total: self.report("sampling a baseline", done, total, ""),
             )
 

@@ -94,6 +94,11 @@ class ImageInputs(nn.Module):
         return made
 
     @property
+    def pretrained(self) -> bool:
+        """Whether its weights knew something before training."""
+        return self.backbone != "small"
+
+    @property
     def width(self) -> int:
         """Features of one picture."""
         return self.network.width

@@ -30,6 +30,11 @@ class Inputs(Protocol):
         ...
 
     @property
+    def pretrained(self) -> bool:
+        """Whether its weights knew something before training: then they learn more slowly."""
+        ...
+
+    @property
     def random(self) -> bool:
         """Whether seeds change the features."""
         ...

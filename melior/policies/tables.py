@@ -129,6 +129,7 @@ class _Block(nn.Module):
 class TableInputs(nn.Module):
     """What a classifier reads a table's rows with."""
 
+    pretrained = False
     kind = "table"
 
     def __init__(self, columns: Columns, config: Table | None = None) -> None:

@@ -36,6 +36,7 @@ class TextInputs(nn.Module):
 
     kind = "text"
     random = False
+    pretrained = True
 
     def __init__(self, model: Any, tokenizer: Any, config: Texts) -> None:
         super().__init__()

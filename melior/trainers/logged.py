@@ -73,7 +73,9 @@ class Logged:
         order = torch.randperm(len(self.batch), generator=generator(self.seed, epoch)).tolist()
         batch = self.batch.select(order[position * self.batch_size : (position + 1) * self.batch_size])
         reward = float(batch.columns["rewards"].mean())
-        return Step(batch, {"epoch": index / self.per_epoch, "logged_reward": reward})
+        return Step(
+            batch, {"epoch": index / self.per_epoch, "decisions": float(batch.mask.sum()), "logged_reward": reward}
+        )
 
     def fingerprint(self) -> str:
         return digest("logged", self.content, self.batch_size, self.epochs, self.seed)

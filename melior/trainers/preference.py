@@ -62,7 +62,9 @@ class Pairs:
         batch = self.batch.select([row for pair in chosen for row in self.members[self.pairs[pair]]])
         if self.reference is not None:
             batch = batch.with_columns(ref_log_probs=score_all(self.reference, batch))
-        return Step(batch, {"epoch": index / self.per_epoch, "pairs": float(len(chosen))})
+        return Step(
+            batch, {"epoch": index / self.per_epoch, "decisions": float(batch.mask.sum()), "pairs": float(len(chosen))}
+        )
 
     def fingerprint(self) -> str:
         reference = "" if self.reference is None else self.reference.fingerprint()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from melior.cycles.kinds.base import Counts, Kind, Pace
 from melior.errors import ConfigError
 
-KINDS = ("language",)
+KINDS = ("language", "classifier", "slate")
 
 
 def kind_named(name: str) -> Kind:
@@ -18,6 +18,14 @@ def kind_named(name: str) -> Kind:
         from melior.cycles.kinds.language import Language
 
         return Language()
+    if name == "classifier":
+        from melior.cycles.kinds.classifier import Classifiers
+
+        return Classifiers()
+    if name == "slate":
+        from melior.cycles.kinds.slate import Slates
+
+        return Slates()
     raise ConfigError(f"{name!r} is no kind of policy; kinds are {', '.join(KINDS)}")
 
 

@@ -21,7 +21,8 @@ class Pace:
     what: str  # trains, in the plural: adapters, whole models, heads …
     sft: float  # learning rate where a range test does not tell
     limits: tuple[float, float]  # beyond these a range test is not believed
-    rft: float  # learning rate from rewards, where a range test would see noise
+    rft: float  # from rewards, where a range test would see noise
+    dpo: float  # from preferences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Kind(Protocol):
         """Nothing, if every task can be answered; before hours are spent on the others."""
         ...
 
-    def counts(self, policy: Any, rows: Rows, recipe: Recipe) -> Counts:
+    def counts(self, policy: Any, rows: Rows, recipe: Recipe, steps: Any) -> Counts:
         """What the training rows hold."""
         ...
 
@@ -63,10 +64,10 @@ class Kind(Protocol):
         """What its head needs for a moment, beside what autograd keeps."""
         ...
 
-    def measure(self, policy: Any, rows: Sequence[Any]) -> Evaluation:
+    def measure(self, policy: Any, rows: Sequence[Any], recipe: Recipe) -> Evaluation:
         """Held-out demonstrations as their own judge, where there is no grader."""
         ...
 
-    def tell(self, policy: Any, rows: Rows, folder: Path) -> None:
+    def tell(self, policy: Any, rows: Rows, recipe: Recipe, folder: Path) -> None:
         """Adds to a run's folder what its report should show of a trained policy."""
         ...

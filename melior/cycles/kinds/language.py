@@ -22,9 +22,9 @@ from melior.types import Demonstration, Sampling, Task
 
 HEAD_COPIES = 3  # of a chunk's logits while their log-probs are taken: themselves, in higher precision, exponentials
 # Where a range test does not tell, what TRL starts adapters and whole models at. From rewards: docs/experiments.md
-# (three seeds), and TRL's default for GRPO.
-ADAPTERS = Pace(what="adapters", sft=2e-4, limits=(1e-5, 2e-3), rft=1e-4)
-WHOLE = Pace(what="whole models", sft=2e-5, limits=(1e-6, 1e-4), rft=1e-6)
+# (three seeds), and TRL's default for GRPO; from preferences, TRL's default for whole models and fifty times it.
+ADAPTERS = Pace(what="adapters", sft=2e-4, limits=(1e-5, 2e-3), rft=1e-4, dpo=5e-5)
+WHOLE = Pace(what="whole models", sft=2e-5, limits=(1e-6, 1e-4), rft=1e-6, dpo=1e-6)
 
 
 class Language:
@@ -78,13 +78,20 @@ class Language:
                 "lower it"
             )
 
-    def counts(self, policy: LanguagePolicy, rows: Rows, recipe: Recipe) -> Counts:
+    def counts(self, policy: LanguagePolicy, rows: Rows, recipe: Recipe, steps: Any) -> Counts:
         """Tokens by the policy's own tokenizer and template."""
         if recipe.method == "rft":
             contexts = [len(policy.renderer.context(task.inputs)) for task in rows.train]
             most = recipe.rollouts.n * recipe.rollouts.max_tokens * min(recipe.rft.prompts, len(rows.train))
             longest = max(contexts, default=0)
             return Counts(tokens=sum(contexts), decisions=most, longest=longest, context=policy.max_length)
+        if recipe.method != "sft":
+            batch, width = steps.batch, steps.batch.mask.sum(1).tolist()
+            longest = max(len(read) + decided for read, decided in zip(batch.inputs, width, strict=True))
+            dropped, tokens = getattr(steps, "dropped", 0), policy.cost(batch)
+            return Counts(
+                dropped_rows=dropped, tokens=tokens, decisions=sum(width), longest=longest, context=policy.max_length
+            )
         turns = [policy.renderer.turns(row) for row in rows.train]
         lengths = [[len(turn.context) + len(turn.decisions) for turn in found] for found in turns]
         longest_of = [max(row, default=0) for row in lengths]
@@ -102,8 +109,8 @@ class Language:
         )
 
     def lengths(self, policy: LanguagePolicy, rows: Rows, steps: Any) -> Mapping[str, Sequence[float]]:
-        """Tokens read and, for demonstrations, decided."""
-        if rows.kind == "demonstrations":
+        """Tokens read and, where outputs are given, decided."""
+        if rows.kind != "tasks":
             batch = steps.batch
             return {"read": [len(read) for read in batch.inputs], "decided": batch.mask.sum(1).tolist()}
         return {"read": [len(policy.renderer.context(task.inputs)) for task in rows.tasks]}
@@ -112,9 +119,9 @@ class Language:
         """One chunk's logits."""
         return HEAD_COPIES * CHUNK * int(policy.backbone.config.vocab_size) * torch.float32.itemsize
 
-    def measure(self, policy: LanguagePolicy, rows: Sequence[Demonstration]) -> Evaluation:
+    def measure(self, policy: LanguagePolicy, rows: Sequence[Demonstration], recipe: Recipe) -> Evaluation:
         """The likelihood of held-out demonstrations."""
         return likelihood(policy, rows)
 
-    def tell(self, policy: LanguagePolicy, rows: Rows, folder: Path) -> None:
+    def tell(self, policy: LanguagePolicy, rows: Rows, recipe: Recipe, folder: Path) -> None:
         """Nothing more than every run tells."""
