@@ -134,7 +134,11 @@ class SlateRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How outputs are sampled. `temperature=0` is greedy; `top_k=0` and `top_p=1` switch truncation off."""
+    """How outputs are sampled. `temperature=0` is greedy; `top_k=0` and `top_p=1` switch truncation off.
+
+    Where there are `choices`, an output is one of them, with the probability that the model gives to the whole of it
+    among them all; temperature and truncation then act on choices instead of tokens.
+    """
 
     n: int = 1
     max_tokens: int = 128
@@ -143,8 +147,11 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    choices: tuple[str, ...] = ()  # empty: any text
 
     def __post_init__(self) -> None:
+        for name in ("stop", "choices"):
+            self._listed(name)
         if self.n < 1 or self.max_tokens < 1:
             raise ConfigError(f"sampling needs n ≥ 1 and max_tokens ≥ 1, got n={self.n}, max_tokens={self.max_tokens}")
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -152,6 +159,18 @@ class Sampling:
                 f"sampling needs temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1, got temperature={self.temperature}, "
                 f"top_k={self.top_k}, top_p={self.top_p}"
             )
+        if len(set(self.choices)) < len(self.choices):
+            twice = next(choice for choice in self.choices if self.choices.count(choice) > 1)
+            raise ConfigError(f"sampling.choices holds {twice!r} {self.choices.count(twice)} times; name each once")
+        if self.choices and self.stop:
+            raise ConfigError("sampling has choices, which end where they end, and stop strings; leave one of them out")
+
+    def _listed(self, name: str) -> None:
+        """Makes a tuple of a list, as JSON and YAML have it."""
+        given = getattr(self, name)
+        if isinstance(given, str) or not all(isinstance(text, str) for text in given):
+            raise ConfigError(f"sampling.{name} is a list of texts, got {given!r:.80}")
+        object.__setattr__(self, name, tuple(given))
 
     @property
     def truncated(self) -> bool:

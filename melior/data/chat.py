@@ -115,21 +115,54 @@ class Renderer:
         Raises:
             DataError: if the output is neither text nor an assistant's message, or calls tools the template hides.
         """
-        message = _message(output)
+        return self.alternatives(inputs, [output])[0]
+
+    def alternatives(self, inputs: Any, outputs: Sequence[Any]) -> list[Turn]:
+        """One turn per output, all with the same context, which is rendered once.
+
+        Raises:
+            DataError: as `turn` does.
+        """
+        messages = [_message(output) for output in outputs]
         if inputs is None:
-            return self._text_turn(message)
+            return [self._text_turn(message) for message in messages]
         context = self.context(inputs)
         if not self.chat:
-            if message.get("tool_calls") or message.get("function_call"):
+            if any(message.get("tool_calls") or message.get("function_call") for message in messages):
                 raise DataError("This model has no chat template, so it cannot write tool calls")
-            return Turn(context, (*self._ids(message["content"]), self.stop_id))
-        before = self._render(conversation(inputs), generation=True)
-        content = self._written(conversation(inputs), message, before)
+            return [Turn(context, (*self._ids(message["content"]), self.stop_id)) for message in messages]
+        told = conversation(inputs)
+        before = self._render(told, generation=True)
+        contents = [self._written(told, message, before) for message in messages]
+        return [Turn(context, (*self._behind(context, before, content), self.stop_id)) for content in contents]
+
+    def _behind(self, context: tuple[int, ...], before: str, content: str) -> tuple[int, ...]:
+        """Ids of the content behind the context.
+
+        Where a template joins seamlessly they are those of the whole; else the output is tokenised on its own, behind
+        the context exactly as the server sees it.
+        """
         joint = self._ids(before + content)
-        # Where a template joins seamlessly the ids are those of the whole; else the output is tokenised on its own,
-        # behind the context exactly as the server sees it.
-        ids = joint[len(context) :] if joint[: len(context)] == context else self._ids(content)
-        return Turn(context, (*ids, self.stop_id))
+        return joint[len(context) :] if joint[: len(context)] == context else self._ids(content)
+
+    def choices(self, inputs: Any, choices: Sequence[str]) -> list[Turn]:
+        """One turn per choice, each with decisions of its own.
+
+        Raises:
+            DataError: if two choices have the same tokens, or one has a stop token inside.
+        """
+        turns = self.alternatives(inputs, choices)
+        first: dict[tuple[int, ...], str] = {}
+        for choice, turn in zip(choices, turns, strict=True):
+            if turn.decisions in first:
+                raise DataError(
+                    f"The choices {first[turn.decisions]!r} and {choice!r} are the same {len(turn.decisions)} tokens "
+                    "to this model; keep one of them"
+                )
+            if self.stop_ids.intersection(turn.decisions[:-1]):
+                raise DataError(f"The choice {choice!r} holds a token that ends an answer; write it otherwise")
+            first[turn.decisions] = choice
+        return turns
 
     def turns(self, example: Demonstration) -> list[Turn]:
         """One turn per assistant message to learn from: those of weight 0 are context only."""

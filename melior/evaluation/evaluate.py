@@ -73,6 +73,7 @@ class Evaluation:
     truncated: float = 0.0  # share of sampled outputs cut by max_tokens
     mean_tokens: float | None = None  # of a sampled output; None where the policy does not record decisions
     examples: tuple[Example, ...] = ()
+    notes: tuple[str, ...] = ()  # what a reader of the numbers should know, a sentence each
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and mappings; `from_json` reads them back."""
@@ -315,7 +316,7 @@ def _examples(sampled: Sequence[_Output], best: Sequence[_Output], keys: Sequenc
 def _restored(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields JSON cannot hold, from what it holds instead."""
     return {
-        "sampling": Sampling(**{**fields["sampling"], "stop": tuple(fields["sampling"]["stop"])}),
+        "sampling": Sampling(**fields["sampling"]),
         "items": tuple(fields["items"]),
         "values": {
             name: {key: tuple(found) for key, found in by_item.items()} for name, by_item in fields["values"].items()
@@ -325,5 +326,6 @@ def _restored(fields: Mapping[str, Any]) -> dict[str, Any]:
         "greedy": Interval.from_json(fields["greedy"]) if fields["greedy"] else None,
         "pass_at": {int(k): share for k, share in fields["pass_at"].items()},
         "missing": tuple(fields["missing"]),
+        "notes": tuple(fields.get("notes", ())),
         "examples": tuple(Example(**example) for example in fields["examples"]),
     }

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from melior.policies.choices import Choices, portions, weigh
 from melior.policies.decoding import CachedDecoder, RecomputingDecoder
 from melior.types import Finish, Sampling
 
@@ -42,6 +43,7 @@ class Request:
     settings: Sampling
     step: int = 0
     first_sample: int = 0
+    choices: Choices | None = None  # the settings' choices, as tokens behind this context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ class Engine:
         self.max_rows = max_rows
         self.decoder = (CachedDecoder if backbone.layout == "forest" else RecomputingDecoder)(backbone)
         self.waiting: deque[Request] = deque()
+        self.choosing: deque[Request] = deque()  # waiting too, to be answered with one of their choices
         self.rows: list[_Row] = []  # in the order of the decoder's rows
         self.done: list[Sample] = []
         self.tokens = 0  # decided so far
@@ -86,14 +89,15 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queues a request."""
-        self.waiting.append(request)
+        (self.waiting if request.choices is None else self.choosing).append(request)
 
     @torch.no_grad()
     def step(self) -> bool:
         """Admits what fits and decides one token for every row; False when nothing is left to do."""
+        self._weigh_choices()
         self._admit()
         if not self.rows:
-            return bool(self.waiting)  # everything admitted may have ended at its first token
+            return bool(self.waiting or self.choosing)  # everything admitted may have ended at its first token
         states = self.decoder.advance([row.decisions[-1] for row in self.rows])
         self._decide(self.rows, states)
         self._release()
@@ -106,8 +110,10 @@ class Engine:
 
     def cancel(self, request: int) -> None:
         """Ends a request; what it has decided so far, if anything, is collected with finish "cancelled"."""
-        never_begun = [waiting for waiting in self.waiting if waiting.id == request]
-        self.waiting = deque(waiting for waiting in self.waiting if waiting.id != request)
+        never_begun = [waiting for waiting in (*self.waiting, *self.choosing) if waiting.id == request]
+        self.waiting, self.choosing = (
+            deque(waiting for waiting in queue if waiting.id != request) for queue in (self.waiting, self.choosing)
+        )
         for row in self.rows:
             if row.request.id == request:
                 row.finish = "cancelled"
@@ -122,6 +128,28 @@ class Engine:
             pass
 
     # ------------------------------------------------------------------ inside
+
+    def _weigh_choices(self) -> None:
+        """Answers requests that have choices, as many as one forward pass takes: a whole choice is one draw."""
+        questions = [(request.context, request.choices) for request in self.choosing if request.choices is not None]
+        part = next(portions(questions, PREFILL_TOKENS), [])
+        if not part:
+            return
+        for (_, choices), weights in zip(part, weigh(self.backbone, part), strict=True):
+            self._draw(self.choosing.popleft(), choices, weights)
+
+    def _draw(self, request: Request, choices: Choices, weights: Tensor) -> None:
+        """Draws the samples of a request from its choices' log-probs [C], and hands them over."""
+        rows = [_row(request, number) for number in range(request.settings.n)]
+        uniforms = torch.tensor([float(row.uniforms[0]) for row in rows], dtype=torch.float64)
+        each = [request.settings] * len(rows)
+        drawn, _ = choose(weights.expand(len(rows), -1), each, uniforms)
+        branches = choices.branches(temper(weights[None], each[:1])[0])
+        for row, choice in zip(rows, drawn.tolist(), strict=True):
+            row.decisions = list(choices.ids[choice])
+            row.log_probs = branches[torch.from_numpy(choices.paths[choice])].tolist()
+            self.tokens += len(row.decisions)
+            self._hand_over(row, "stop")
 
     def _admit(self) -> None:
         """Prefills waiting requests while rows are free; a first token comes from the prompt's last state."""
@@ -212,17 +240,26 @@ def choose(
 
     Greedy rows get the most probable token and its log-prob at temperature 1.
     """
-    temperatures = [s.temperature if s.temperature > 0 else 1.0 for s in settings]
-    # Every pass over [R, V] costs as much as a layer, so what changes nothing is left out.
-    scaled = logits if set(temperatures) == {1.0} else logits / logits.new_tensor(temperatures)[:, None]
-    if any(s.temperature > 0 and s.truncated for s in settings):
-        scaled = truncate(scaled - torch.logsumexp(scaled, dim=-1, keepdim=True), settings)
+    scaled = temper(logits, settings)
     peak = scaled.amax(-1, keepdim=True)
     tokens, totals = invert((scaled - peak).exp_(), uniforms.to(logits.device))
     greedy = torch.tensor([s.temperature == 0 for s in settings], device=logits.device)
     if bool(greedy.any()):
         tokens = torch.where(greedy, scaled.argmax(-1), tokens)
     return tokens, (scaled.gather(-1, tokens[:, None]) - peak)[:, 0] - totals.log()
+
+
+def temper(
+    logits: Tensor,  # [R, V]
+    settings: Sequence[Sampling],  # one per row
+) -> Tensor:  # [R, V]
+    """Logits of the distribution sampled from: divided by the temperature, -inf where truncation cuts."""
+    temperatures = [s.temperature if s.temperature > 0 else 1.0 for s in settings]
+    # Every pass over [R, V] costs as much as a layer, so what changes nothing is left out.
+    scaled = logits if set(temperatures) == {1.0} else logits / logits.new_tensor(temperatures)[:, None]
+    if any(s.temperature > 0 and s.truncated for s in settings):
+        scaled = truncate(scaled - torch.logsumexp(scaled, dim=-1, keepdim=True), settings)
+    return scaled
 
 
 def truncate(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +21,10 @@ from melior.policies import parameters
 from melior.policies.adapters import LoRA, add_adapter, is_adapter, load_adapter, without_adapter
 from melior.policies.backbones import CausalBackbone, LayoutName, load_backbone, resolve
 from melior.policies.base import LOG_PROBS, Batch, ParameterGroup, Rates, Scored, State, Want, score_all
-from melior.policies.engine import Engine, Request
-from melior.policies.forest import common_prefix
+from melior.policies.choices import Choices, portions, weigh
+from melior.policies.engine import PREFILL_TOKENS, Engine, Request
 from melior.policies.freezing import Share
-from melior.policies.head import decision_log_probs
+from melior.policies.scoring import Decided, nodes_added, score_decisions
 from melior.types import Demonstration, Preference, Rated, Record, Sampling
 
 log = logging.getLogger(__name__)
@@ -173,9 +174,11 @@ class LanguagePolicy:
         """One row per decided turn; column "examples" [B] says which example each row came from.
 
         A row longer than `max_length` is cut at its end, and one that then has no decision left keeps an empty mask.
+        A record whose sampling has choices is scored as one of them; beyond `max_length` it has no decision.
 
         Raises:
-            DataError: if an example cannot be rendered, its context is empty, or its ids come from another tokenizer.
+            DataError: if an example cannot be rendered, its context is empty, its ids come from another tokenizer, or
+                its output is none of its choices.
         """
         turns: list[Turn] = []
         source: list[int] = []
@@ -183,19 +186,25 @@ class LanguagePolicy:
             found = self._turns(example)
             turns += found
             source += [index] * len(found)
+        choices = self._choices([examples[index] for index in source], turns)
         room = [max(0, self.max_length - len(turn.context)) for turn in turns]
-        decisions = [turn.decisions[:space] for turn, space in zip(turns, room, strict=True)]
+        decisions = [
+            turn.decisions[:space] if choice is None or choice.longest <= space else ()
+            for turn, choice, space in zip(turns, choices, room, strict=True)
+        ]
         width = max((len(decided) for decided in decisions), default=0)
         lengths = torch.tensor([len(decided) for decided in decisions])
         mask = torch.arange(width)[None, :] < lengths[:, None] if turns else torch.zeros(0, 0, dtype=torch.bool)
         row_weights = torch.tensor([getattr(examples[index], "weight", 1.0) for index in source])
         names = [_group_name(examples[index], index) for index in source]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        temperatures = [_temperature(examples[index]) for index in source]
         return Batch(
             # Nothing is decided behind a context that fills the model, so one token of it stands for the row.
             inputs=[turn.context if space else turn.context[:1] for turn, space in zip(turns, room, strict=True)],
-            outputs=list(zip(decisions, temperatures, strict=True)),
+            outputs=[
+                Decided(ids, _temperature(examples[index]), choice if ids else None)
+                for ids, index, choice in zip(decisions, source, choices, strict=True)
+            ],
             mask=mask,
             weights=mask * row_weights[:, None] if turns else torch.zeros(0, 0),
             groups=torch.tensor([numbers[name] for name in names], dtype=torch.long),
@@ -220,6 +229,25 @@ class LanguagePolicy:
             raise DataError("An empty input has no token to decide from; give it text, or a tokenizer with a bos_token")
         return found
 
+    def _choices(self, examples: Sequence[Any], turns: Sequence[Turn]) -> list[Choices | None]:
+        """The choices that each turn was one of, where its example is a record with choices."""
+        found: list[Choices | None] = []
+        known: dict[str, Choices] = {}  # the outputs of one group share their input
+        for example, turn in zip(examples, turns, strict=True):
+            texts = example.sampling.choices if isinstance(example, Record) and example.sampling else ()
+            if not texts:
+                found.append(None)
+                continue
+            key = repr((example.inputs, texts))
+            if key not in known:
+                known[key] = Choices.of([other.decisions for other in self.renderer.choices(example.inputs, texts)])
+            if turn.decisions not in known[key].ids:
+                raise DataError(
+                    f"The output {example.output!r:.60} is none of the {len(texts)} choices it was sampled from"
+                )
+            found.append(known[key])
+        return found
+
     def cut(self, batch: Batch, budget: int | None = None) -> Iterator[list[int]]:
         """Rows of micro-batches of at most `budget` tokens after sharing.
 
@@ -231,31 +259,27 @@ class LanguagePolicy:
             by_group.setdefault(group, []).append(row)
         rows: list[int] = []
         cost = 0
-        previous: tuple[int, ...] = ()
         for members in by_group.values():
             ordered = sorted(members, key=lambda row: self._sequence(batch, row))
-            if rows and cost + self._cost(batch, ordered, previous) > budget:
+            needed = sum(self._added(batch, *pair) for pair in pairwise([*rows[-1:], *ordered]))
+            if rows and cost + needed > budget:
                 yield rows
-                rows, cost, previous = [], 0, ()
+                rows, cost = [], 0
             for row in ordered:
-                sequence = self._sequence(batch, row)
-                added = len(sequence) - common_prefix(previous, sequence)
+                added = self._added(batch, rows[-1] if rows else None, row)
                 if rows and cost + added > budget and not batch.whole:
                     yield rows
-                    rows, cost, added = [], 0, len(sequence)
+                    rows, cost, added = [], 0, self._added(batch, None, row)
                 rows.append(row)
                 cost += added
-                previous = sequence
         if rows:
             yield rows
 
-    def _cost(self, batch: Batch, ordered: list[int], previous: tuple[int, ...]) -> int:
-        cost = 0
-        for row in ordered:
-            sequence = self._sequence(batch, row)
-            cost += len(sequence) - common_prefix(previous, sequence)
-            previous = sequence
-        return cost
+    @staticmethod
+    def _added(batch: Batch, before: int | None, row: int) -> int:
+        """Nodes that a row adds behind the row before it."""
+        previous = None if before is None else (batch.inputs[before], batch.outputs[before])
+        return nodes_added(batch.inputs[row], batch.outputs[row], previous)
 
     def cost(self, batch: Batch) -> int:
         """Tokens read and decided; a prefix that rows share counts each time."""
@@ -267,38 +291,16 @@ class LanguagePolicy:
 
     @staticmethod
     def _sequence(batch: Batch, row: int) -> tuple[int, ...]:
-        return batch.inputs[row] + batch.outputs[row][0]
+        return batch.inputs[row] + batch.outputs[row].decisions
 
     # ------------------------------------------------------------------ scoring
 
     def score(self, batch: Batch, want: frozenset[Want] = LOG_PROBS) -> Scored:
         """Log-probs of every decision at the temperature it was sampled with, in one forward pass."""
-        device = self.backbone.device
-        entropy = Want.ENTROPY in want
-        states, paths = self.backbone.states([self._sequence(batch, row) for row in range(len(batch))])
-        decided = batch.mask.nonzero()  # [J, 2] row and column of each decision
-        places = decided.tolist()
-        nodes = np.array([paths[row][len(batch.inputs[row]) - 1 + column] for row, column in places], dtype=np.int64)
-        temperatures = np.array([batch.outputs[row][1] for row, _ in places], dtype=np.float64)
-        targets = torch.tensor([batch.outputs[row][0][column] for row, column in places], dtype=torch.long).to(device)
-        # One state serves every row that decides from the same node at the same temperature.
-        keys = np.stack([nodes.astype(np.float64), temperatures])
-        distinct, state_of = np.unique(keys, axis=1, return_inverse=True)
-        state_of = state_of.reshape(-1)
-        order = np.argsort(state_of, kind="stable")
-        chosen, bits = decision_log_probs(
-            self.backbone.head,
-            states.index_select(0, torch.from_numpy(distinct[0].astype(np.int64)).to(device)),
-            torch.from_numpy(state_of[order]).to(device),
-            targets[torch.from_numpy(order).to(device)],
-            torch.from_numpy(1.0 / distinct[1]).to(device, self.backbone.head_dtype),
-            entropy=entropy,
-        )
-        place = decided[torch.from_numpy(order)].to(device)
-        return Scored(
-            log_probs=_scatter(batch.mask, place, chosen),
-            entropy=_scatter(batch.mask, place, bits[torch.from_numpy(state_of[order])]) if bits is not None else None,
-        )
+        columns = [row.nonzero()[0] for row in batch.mask.cpu().numpy()]
+        wanted = Want.ENTROPY in want
+        found, spread = score_decisions(self.backbone, batch.inputs, batch.outputs, columns, entropy=wanted)
+        return Scored(_rows(batch.mask, found), _rows(batch.mask, spread) if wanted else None)
 
     def log_probs(self, records: Sequence[Record | Demonstration | Rated]) -> list[Tensor]:
         """One tensor [T] of nats per record, in order: the log-probability of each of its decisions."""
@@ -341,18 +343,18 @@ class LanguagePolicy:
         each = [settings or Sampling()] * len(inputs) if not isinstance(settings, Sequence) else list(settings)
         engine = self.engine()
         contexts = [self.renderer.context(given) for given in inputs]
-        if any(not context for context in contexts):
-            raise DataError("An empty input has no token to decide from; give it text, or a tokenizer with a bos_token")
         seen: dict[tuple[int, ...], int] = {}
         for index, (context, wanted) in enumerate(zip(contexts, each, strict=True)):
-            if len(context) + wanted.max_tokens > self.max_length:
-                raise DataError(
-                    f"Prompt {index} has {len(context)} tokens; with max_tokens={wanted.max_tokens} it exceeds the "
-                    f"context of {self.max_length}; shorten it, or lower max_tokens"
-                )
+            choices, tokens, what = None, wanted.max_tokens, f"max_tokens={wanted.max_tokens}"
+            if wanted.choices:
+                choices = self._choices_behind(inputs[index], wanted.choices, wanted.max_tokens)
+                tokens, what = choices.longest, f"a choice of {choices.longest} tokens"
+            self._check_room(index, context, tokens, what)
             first = seen.get(context, 0)
             seen[context] = first + wanted.n
-            engine.submit(Request(id=index, context=context, settings=wanted, step=step, first_sample=first))
+            engine.submit(
+                Request(id=index, context=context, settings=wanted, step=step, first_sample=first, choices=choices)
+            )
         engine.run()
         samples = sorted(engine.collect(), key=lambda sample: (sample.request, sample.number))
         return [
@@ -370,6 +372,51 @@ class LanguagePolicy:
             for sample in samples
         ]
 
+    @torch.no_grad()
+    def choice_log_probs(self, inputs: Sequence[Any], choices: Sequence[str]) -> Tensor:  # [B, C] fp64
+        """The log-prob in nats of each choice for each input, where one of the choices is taken.
+
+        Raises:
+            DataError: if a prompt leaves no room for a choice, or two choices have the same tokens.
+        """
+        texts = Sampling(choices=tuple(choices)).choices
+        contexts = [self.renderer.context(given) for given in inputs]
+        questions = []
+        for index, (given, context) in enumerate(zip(inputs, contexts, strict=True)):
+            found = self._choices_behind(given, texts, self.max_length)
+            self._check_room(index, context, found.longest, f"a choice of {found.longest} tokens")
+            questions.append((context, found))
+        rows: list[Tensor] = []
+        for part in portions(questions, PREFILL_TOKENS):
+            rows += weigh(self.backbone, part)
+        return torch.log_softmax(torch.stack(rows), -1).cpu() if rows else torch.zeros(0, len(texts))
+
+    def _check_room(self, index: int, context: Sequence[int], tokens: int, what: str) -> None:
+        """Raises DataError if a context is empty, or leaves no room for that many tokens."""
+        if not context:
+            raise DataError("An empty input has no token to decide from; give it text, or a tokenizer with a bos_token")
+        if len(context) + tokens > self.max_length:
+            raise DataError(
+                f"Prompt {index} has {len(context)} tokens; with {what} it exceeds the context of {self.max_length}; "
+                "shorten it, or lower max_tokens"
+            )
+
+    def _choices_behind(self, inputs: Any, choices: Sequence[str], max_tokens: int) -> Choices:
+        """The choices as tokens behind an input.
+
+        Raises:
+            DataError: if one is longer than `max_tokens`, or two have the same tokens.
+        """
+        turns = self.renderer.choices(inputs, choices)
+        found = Choices.of([turn.decisions for turn in turns])
+        if found.longest > max_tokens:
+            longest = max(range(len(turns)), key=lambda index: len(turns[index].decisions))
+            raise DataError(
+                f"The choice {choices[longest]!r} has {found.longest} tokens, the stop token included, and max_tokens "
+                f"is {max_tokens}; raise it, or shorten the choice"
+            )
+        return found
+
     def engine(self, **limits: int) -> Engine:
         """A fresh sampling engine over this policy's weights."""
         return Engine(self.backbone, self.renderer, **limits)
@@ -382,9 +429,12 @@ def _whole(folder: Path | str) -> Path | str:
     return folder
 
 
-def _scatter(mask: Tensor, place: Tensor, values: Tensor) -> Tensor:
-    result = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
-    return result.index_put((place[:, 0], place[:, 1]), values)
+def _rows(mask: Tensor, values: Sequence[Tensor]) -> Tensor:  # [B, T]
+    """Each row's values in its first columns, 0 behind them."""
+    whole = torch.cat(list(values))
+    row, column = mask.nonzero().unbind(1)
+    result = torch.zeros(mask.shape, dtype=whole.dtype, device=whole.device)
+    return result.index_put((row.to(whole.device), column.to(whole.device)), whole)
 
 
 def _temperature(example: Any) -> float:

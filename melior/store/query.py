@@ -193,7 +193,7 @@ def record_columns(record: Record) -> dict[str, Any]:
 def _decision(row: RowMapping) -> Decision:
     sampling = row["sampling"]
     if sampling is not None:
-        sampling = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
+        sampling = Sampling(**sampling)
     record = Record(group=row["input_group"], sampling=sampling, **{name: row[name] for name in _RECORD})
     return Decision(
         id=row["id"],

@@ -145,7 +145,7 @@ def test_peft_alone_reads_a_saved_adapter(folder_of: Make, tmp_path: Path) -> No
     policy.save(tmp_path / "saved")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder_of("llama")), str(tmp_path / "saved"))
     batch = policy.encode(EXAMPLES[:1])
-    context, (decisions, _) = batch.inputs[0], batch.outputs[0]
+    context, decisions = batch.inputs[0], batch.outputs[0].decisions
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([context + decisions])).logits[0, len(context) - 1 : -1]
     wanted = torch.log_softmax(logits, -1).gather(-1, torch.tensor(decisions)[:, None])[:, 0]

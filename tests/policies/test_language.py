@@ -86,7 +86,7 @@ def test_truncation_cuts_the_end_and_may_leave_nothing(folder_of: Make) -> None:
         batch.mask[[0, 2]]
     ].abs().max() <= 1e-6
     assert not log_probs[1].any()
-    assert max(len(row) + len(decided) for row, (decided, _) in zip(batch.inputs, batch.outputs, strict=True)) <= 30
+    assert max(len(row) + len(decided) for row, (decided, *_) in zip(batch.inputs, batch.outputs, strict=True)) <= 30
 
 
 def test_a_context_beyond_the_model_scores_the_other_rows(folder_of: Make) -> None:
