@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from melior.errors import DataError, MissingLogProbs
+from melior.masking import padded, select
+from melior.policies.base import Batch
 from melior.rollouts.collect import Rollout
 from melior.types import Record, Score
 
 Incomplete = Literal["refuse", "drop"]  # what to do with records whose propensities cannot be used
 
+Expects = Callable[[Sequence[Record]], Tensor]  # records → [N, T, K] reward expected of each candidate at each position
+
 NO_SCORE = "no score"
 NONE, GREEDY = "no propensities", "no propensities, being greedy"
 COUNT, IMPOSSIBLE = "another number of propensities than of decisions", "a propensity that is zero or impossible"
+CUT = "decisions this policy cannot encode"
 ROUNDING = 1e-6  # nats by which a certain decision may be recorded above probability one
 
 
@@ -68,6 +76,59 @@ def usable(records: Sequence[Record], scores: Sequence[Score], *, incomplete: In
     rows = tuple(row for row, flaw in enumerate(flaws) if not flaw)
     rollouts = tuple(Rollout(records[row], scores[row]) for row in rows)
     return Log(_some(rollouts, excluded), rows, excluded)
+
+
+def encode_log(policy: Any, log: Log) -> tuple[Log, Batch]:
+    """The log as one batch with column "behavior_log_probs", without the records this policy cannot encode whole.
+
+    Raises:
+        DataError: if none can be encoded.
+    """
+    batch: Batch = policy.encode(log.records)
+    lengths = batch.mask.sum(1).tolist()
+    fits = [row for row, chances in enumerate(log.propensities) if lengths[row] == len(chances)]
+    if len(fits) < len(log.rollouts):
+        log, batch = log.keep(fits, CUT), batch.select(fits)
+    return log, batch.with_columns(behavior_log_probs=padded(log.propensities, batch.mask))
+
+
+def earned_by(log: Log, mask: Tensor) -> Tensor:  # [B, T]
+    """What each logged decision earned.
+
+    Raises:
+        DataError: if a score does not tell decisions apart, or they do not add up to it.
+    """
+    scores = [rollout.score for rollout in log.rollouts]
+    missing = sum(not score.decisions for score in scores)
+    if missing:
+        raise DataError(
+            f"{missing} of {len(scores)} scores do not tell what each decision earned (Score.decisions); use a grader "
+            "that does, or learn and judge by whole outputs"
+        )
+    wrong = sum(not math.isclose(math.fsum(s.decisions), s.value or 0.0, rel_tol=1e-6, abs_tol=1e-6) for s in scores)
+    if wrong:
+        raise DataError(f"{wrong} of {len(scores)} scores are no sum of what their decisions earned; mend the grader")
+    return padded([score.decisions for score in scores], mask)
+
+
+def predictions_of(expects: Expects, log: Log, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What a reward model expects of every candidate [B, T, K], and of what was logged [B, T].
+
+    Raises:
+        DataError: if its numbers are not finite or do not fit the log, or records have no decision ids.
+    """
+    expected = expects(log.records)
+    if expected.dim() != 3 or expected.shape[:2] != mask.shape or not bool(torch.isfinite(expected).all()):
+        raise DataError(
+            f"the reward model gave {tuple(expected.shape)} for {tuple(mask.shape)} decisions; it must give one finite "
+            "number per record, decision and candidate"
+        )
+    missing = sum(record.decisions is None for record in log.records)
+    if missing:
+        raise DataError(f"{missing} of {len(log.records)} records have no decision ids; a reward model needs them")
+    decided = padded([record.decisions or () for record in log.records], mask).long()
+    predicted = expected.gather(2, decided[:, :, None])[:, :, 0].double()
+    return expected, select(predicted, mask)
 
 
 def _flaw(record: Record, score: Score) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,19 +13,17 @@ from torch import Tensor
 from melior.data.formats import fingerprint
 from melior.errors import ConfigError, DataError
 from melior.losses.policy_gradient import policy_gradient_loss, truncated_importance_weights
-from melior.masking import padded, select
+from melior.masking import select
 from melior.policies.base import LOG_PROBS, Batch, Scored, Want, score_all
-from melior.rollouts.logged import Incomplete, Log, usable
+from melior.rollouts.logged import Expects, Incomplete, Log, earned_by, encode_log, predictions_of, usable
 from melior.trainers.steps import Step, Term, digest, generator
 from melior.types import Record, Score
 
 Ratio = Literal["output", "prefix", "decision"]
 Credit = Literal["output", "to_go"]
 Baseline = Literal["none", "mean", "model"]
-Expects = Callable[[Sequence[Record]], Tensor]  # records → [N, T, K] reward expected of each candidate at each position
 
 WATCHED = ("weight", "weight_square", "clipped", "impossible")  # means over the outputs that were computed
-CUT = "decisions this policy cannot encode"
 
 
 class Logged:
@@ -54,7 +51,8 @@ class Logged:
         self.excluded: Counter[str] = log.excluded
         self.batch = self.batch.with_columns(**_rewards(log, self.batch.mask))
         if expects is not None:
-            self.batch = self.batch.with_columns(**_predictions(expects(log.records), log, self.batch.mask))
+            predictions, predicted = predictions_of(expects, log, self.batch.mask)
+            self.batch = self.batch.with_columns(predictions=predictions, predicted=predicted)
         told = [[r.record.behavior_log_probs, r.score.value, r.score.decisions] for r in log.rollouts]
         self.content = digest(fingerprint(log.records), told, expects is not None)
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
@@ -250,51 +248,15 @@ def off_policy(**settings: Any) -> OffPolicy:
     return OffPolicy(**settings)
 
 
-def encode_log(policy: Any, log: Log) -> tuple[Log, Batch]:
-    """The log as one batch with column "behavior_log_probs", without the records this policy cannot encode whole.
-
-    Raises:
-        DataError: if none can be encoded.
-    """
-    batch: Batch = policy.encode(log.records)
-    lengths = batch.mask.sum(1).tolist()
-    fits = [row for row, chances in enumerate(log.propensities) if lengths[row] == len(chances)]
-    if len(fits) < len(log.rollouts):
-        log, batch = log.keep(fits, CUT), batch.select(fits)
-    return log, batch.with_columns(behavior_log_probs=padded(log.propensities, batch.mask))
-
-
 def _rewards(log: Log, mask: Tensor) -> dict[str, Tensor]:
     """Columns of what outputs earned, and decisions where every score tells them apart, with means over the log."""
     rewards = torch.tensor([rollout.reward for rollout in log.rollouts], dtype=torch.float64)
     columns = {"rewards": rewards, "mean_reward": rewards.mean().expand_as(rewards)}
     if not all(rollout.score.decisions for rollout in log.rollouts):
         return columns
-    wrong = sum(
-        not math.isclose(math.fsum(r.score.decisions), r.reward, rel_tol=1e-6, abs_tol=1e-6) for r in log.rollouts
-    )
-    if wrong:
-        raise DataError(
-            f"{wrong} of {len(rewards)} scores are not the sum of what their decisions earned; mend the grader"
-        )
-    earned = padded([rollout.score.decisions for rollout in log.rollouts], mask)
+    earned = earned_by(log, mask)
     means = earned.sum(0) / mask.sum(0).clamp(min=1)
     return {**columns, "decision_rewards": earned, "mean_rewards": select(means.expand_as(earned), mask)}
-
-
-def _predictions(expected: Tensor, log: Log, mask: Tensor) -> dict[str, Tensor]:
-    """Columns "predictions" [B, T, K] of a reward model, and "predicted" [B, T] of what was logged."""
-    if expected.dim() != 3 or expected.shape[:2] != mask.shape or not bool(torch.isfinite(expected).all()):
-        raise DataError(
-            f"the reward model gave {tuple(expected.shape)} for {tuple(mask.shape)} decisions; it must give one finite "
-            "number per record, decision and candidate"
-        )
-    missing = sum(record.decisions is None for record in log.records)
-    if missing:
-        raise DataError(f"{missing} of {len(log.records)} records have no decision ids; a reward model needs them")
-    decided = padded([record.decisions or () for record in log.records], mask).long()
-    predicted = expected.gather(2, decided[:, :, None])[:, :, 0].double()
-    return {"predictions": expected, "predicted": select(predicted, mask)}
 
 
 def _to_go(values: Tensor) -> Tensor:  # [B, T]
