@@ -13,15 +13,18 @@ from melior.cli.progress import Progress
 from melior.errors import ConfigError
 
 if TYPE_CHECKING:
+    from melior.cycles.evaluations import Asked, Measured
     from melior.evaluation.evaluate import Evaluation
 
-DATA = typer.Option(None, "--data", help="Held-out rows: a JSONL file, or reasoning_gym:DATA_SET.")
+DATA = typer.Option(None, "--data", help="Held-out rows: a file, known:SET, or reasoning_gym:DATA_SET.")
 GRADER = typer.Option(None, "--grader", help="module:function, file.py:function, JSON, or a .json or .yaml file.")
 ITEMS = typer.Option(None, "--items", min=1, help="The first so many rows.")
-N = typer.Option(2, "--n", min=1, help="Samples of each row, beside a greedy one.")
+N = typer.Option(None, "--n", min=1, help="Samples of each row. Language models: 2, beside a greedy one; else 1.")
 MAX_TOKENS = typer.Option(128, "--max-tokens", min=1, help="Of an answer.")
-TEMPERATURE = typer.Option(1.0, "--temperature", min=0.0, help="The one it will be served with.")
+TEMPERATURE = typer.Option(None, "--temperature", min=0.0, help="As served. Language models: 1; else 0, the best.")
 SEED = typer.Option(0, "--seed", help="Of the samples, and of generated rows.")
+LABEL = typer.Option("", "--label", help="The column to decide, of a table. Default: as the version was trained.")
+AUDIT = typer.Option([], "--audit", help="A column by whose values measures are told apart; may be given again.")
 CONFIG = typer.Option("{}", "--config", help="Settings of a reasoning-gym data set, as JSON.")
 
 
@@ -34,29 +37,38 @@ def evaluate(
     n: int = N,
     max_tokens: int = MAX_TOKENS,
     temperature: float = TEMPERATURE,
+    label: str = LABEL,
+    audit: list[str] = AUDIT,
     seed: int = SEED,
     config: str = CONFIG,
     output: Path = typer.Option(None, "--output", help="Keep the evaluation in a file, for compare."),
     store: str = STORE,
     as_json: bool = JSON,
 ) -> None:
-    """Grade a model's answers to held-out rows.
+    """Grade a model's answers to held-out rows, or compare a classifier's with their labels.
 
     \b
+    melior evaluate credit@prod --data heldout.csv --audit sex
     melior evaluate smollm2-135m-instruct --data heldout.jsonl --grader graders.py:exact --output base.json
     melior evaluate sums@prod --store demo/melior.db --data reasoning_gym:chain_sum --max-tokens 12
     """
     from melior.durable import write_file
 
-    asked = _Asked(data, grader, items, n, max_tokens, temperature, seed, config)
-    found = asked.evaluations([model], store)[0]
+    asked = _asked(data, grader, items, n, max_tokens, temperature, label, audit, seed, config)
+    measured = _evaluated([model], asked, store)[0]
+    found = measured.evaluation
     if output is not None:
         write_file(output, json.dumps(found.to_json(), indent=1, ensure_ascii=False))
     if as_json:
-        say_json(found.to_json())
+        made = measured.classification
+        say_json({**found.to_json(), **({"classification": made.to_json()} if made else {})})
         return
     show_evaluations({model: found})
     say()
+    if measured.classification is not None:
+        from melior.cli.classification import show_classification
+
+        show_classification(measured.classification)
     for example in found.examples[:3]:
         say(f"{first_line(example.inputs)}  →  {first_line(example.output)}  ({example.value})")
 
@@ -71,6 +83,8 @@ def compare(
     n: int = N,
     max_tokens: int = MAX_TOKENS,
     temperature: float = TEMPERATURE,
+    label: str = LABEL,
+    audit: list[str] = AUDIT,
     seed: int = SEED,
     config: str = CONFIG,
     store: str = STORE,
@@ -93,8 +107,8 @@ def compare(
     if all(files):
         before, after = (read_evaluation(Path(name)) for name in names)
     else:
-        asked = _Asked(data, grader, items, n, max_tokens, temperature, seed, config)
-        before, after = asked.evaluations(names, store)
+        asked = _asked(data, grader, items, n, max_tokens, temperature, label, audit, seed, config)
+        before, after = (measured.evaluation for measured in _evaluated(names, asked, store))
     comparison = compared(after, before)
     guards = tuple(guard for guard in GUARDS if guard.metric in comparison.differences)
     verdict = decide(comparison, Gate(guards=guards))
@@ -118,60 +132,46 @@ def show_evaluations(found: dict[str, Evaluation]) -> None:
     say_table(["model", "reward", "greedy", "pass", "items", "excluded", "tokens"], rows)
 
 
-class _Asked:
+def _asked(
+    data: str | None,
+    grader: str | None,
+    items: int | None,
+    n: int | None,
+    max_tokens: int,
+    temperature: float | None,
+    label: str,
+    audit: list[str],
+    seed: int,
+    config: str,
+) -> Asked:
     """What both commands take to evaluate models."""
+    from melior.cycles.evaluations import Asked
+    from melior.data.formats.rows import Reading
 
-    def __init__(
-        self,
-        data: str | None,
-        grader: str | None,
-        items: int | None,
-        n: int,
-        max_tokens: int,
-        temperature: float,
-        seed: int,
-        config: str,
-    ) -> None:
-        """Raises ConfigError if there are no rows or no grader."""
-        if data is None:
-            raise ConfigError("there is nothing to evaluate on; give --data FILE or --data reasoning_gym:DATA_SET")
-        generated = data.removeprefix("reasoning_gym:") if data.startswith("reasoning_gym:") else None
-        if grader is None and generated is None:
-            raise ConfigError(f"nobody grades the answers to {data}; give --grader")
-        self.spec = {"type": "reasoning_gym", "dataset": generated} if grader is None else grader_of(grader)
-        self.data, self.items, self.seed, self.config = data, items, seed, object_of(config, "--config")
-        self.n, self.max_tokens, self.temperature = n, max_tokens, temperature
+    if data is None:
+        raise ConfigError("there is nothing to evaluate on; give --data FILE or --data reasoning_gym:DATA_SET")
+    return Asked(
+        data=data,
+        grader=None if grader is None else grader_of(grader),
+        items=items,
+        n=n,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        config=object_of(config, "--config"),
+        reading=Reading(label=label, audit=tuple(audit)),
+    )
 
-    def evaluations(self, models: list[str], where: str | None) -> list[Evaluation]:
-        """One per model, on the same rows with the same grader."""
-        from melior.cycles.kinds import kind_named
-        from melior.cycles.ledger import record_evaluation
-        from melior.cycles.measures import open_pool
-        from melior.cycles.models import find_model
-        from melior.cycles.rows import read_tasks
-        from melior.evaluation import evaluate
-        from melior.policies.language import LanguagePolicy
-        from melior.store import Store
-        from melior.types import Sampling
 
-        sampling = Sampling(n=self.n, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed)
-        tasks = read_tasks(self.data, items=self.items, seed=self.seed, config=self.config)
-        results = []
-        with Store.open(where) as store, open_pool(self.spec, store=store) as pool, Progress() as progress:
-            found = [find_model(model, store) for model in models]
-            for model, one in zip(models, found, strict=True):
-                progress(f"loading {first_line(model, 40)}", 0, 1)
-                policy = LanguagePolicy.load(one.path)
-                kind_named(policy.kind).check(policy, tasks, sampling)
+def _evaluated(models: list[str], asked: Asked, where: str | None) -> list[Measured]:
+    """One per model, on the same rows with the same grader."""
+    from melior.cycles.evaluations import evaluate_models
+    from melior.store import Store
 
-                def told(done: int, total: int, model: str = model) -> None:
-                    progress(f"evaluating {first_line(model, 40)}", done, total)
-
-                name = pool.grader.name
-                results.append(evaluate.evaluate(policy, tasks, pool, sampling, progress=told, grader=name))
-                if one.version is not None:
-                    record_evaluation(store, results[-1], version_id=one.version.id)
-        return results
+    with Store.open(where) as store, Progress() as progress:
+        return evaluate_models(
+            models, asked, store, lambda what, done, total: progress(first_line(what, 50), done, total)
+        )
 
 
 def grader_of(text: str) -> Any:

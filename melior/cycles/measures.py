@@ -17,6 +17,7 @@ from melior.cycles.sections import GraderSpec, Grading
 from melior.durable import write_file
 from melior.errors import ConfigError, DataError
 from melior.evaluation.evaluate import GREEDY, Evaluation, Progress, evaluate
+from melior.evaluation.logged import evaluate_log, evaluate_logged
 from melior.rewards.graders import load_grader
 from melior.rewards.workers import GraderPool
 from melior.store import Store
@@ -71,19 +72,28 @@ class Measures:
 
     def evaluation(self, policy: Any, progress: Progress | None = None) -> Evaluation:
         """The policy on every held-out row, as it will be served."""
-        from melior.evaluation.logged import evaluate_logged
-
         rows, how = self.rows, self.recipe.evaluation
         if rows.heldout_kind == "logged":
-            return evaluate_logged(policy, rows.heldout, self.scores(rows.heldout), temperature=how.temperature)
+            scores, drops = self.scores(rows.heldout), self.recipe.off_policy.incomplete
+            name = self.reward.name if self.reward is not None else "reward"
+            return evaluate_logged(policy, rows.heldout, scores, sampling=how, incomplete=drops, grader=name)
         if self.heldout is None and rows.heldout_kind == "preferences":
             return preferred(policy, rows.heldout)
         if self.heldout is None:
-            return self.kind.measure(policy, rows.heldout, self.recipe)
+            return self.kind.measure(policy, rows.heldout)
         chance = how.temperature > 0
         return evaluate(
             policy, rows.tasks, self.heldout, how, greedy=chance, progress=progress, grader=self.heldout.name
         )
+
+    def baseline(self, policy: Any, progress: Progress | None = None) -> Evaluation:
+        """What a trained policy is compared with: what it was, or, made from a log alone, the log's own policy."""
+        rows, how = self.rows, self.recipe.evaluation
+        if rows.heldout_kind != "logged" or self.recipe.model.path is not None:
+            return self.evaluation(policy, progress)
+        scores, drops = self.scores(rows.heldout), self.recipe.off_policy.incomplete
+        name = self.reward.name if self.reward is not None else "reward"
+        return evaluate_log(rows.heldout, scores, sampling=how, incomplete=drops, grader=name)
 
     def __call__(self, trainable: Any) -> Mapping[str, float]:
         """The same in a few numbers, for `fit` while it trains."""
@@ -105,15 +115,22 @@ class Measures:
         Raises:
             DataError: if there is no grader and a record has no reward.
         """
-        if self.reward is not None:
-            return self.reward.grade(records)
-        missing = sum("reward" not in record.item for record in records)
-        if missing:
-            raise DataError(
-                f"{missing} of {len(records)} logged rows have no reward; write a column reward, or a grader: that "
-                "gives events their points ({type: events, points: …})"
-            )
-        return [Score(value=float(record.item["reward"]), name="reward") for record in records]
+        return self.reward.grade(records) if self.reward is not None else logged_scores(records)
+
+
+def logged_scores(records: Sequence[Record]) -> list[Score]:
+    """What the log says that outputs earned.
+
+    Raises:
+        DataError: if a record has no reward.
+    """
+    missing = sum("reward" not in record.item for record in records)
+    if missing:
+        raise DataError(
+            f"{missing} of {len(records)} logged rows have no reward; write a column reward, or a grader that gives "
+            "events their points: {type: events, points: …}"
+        )
+    return [Score(value=float(record.item["reward"]), name="reward") for record in records]
 
 
 def open_pool(spec: GraderSpec, grading: Grading | None = None, store: Store | None = None) -> GraderPool:

@@ -226,7 +226,8 @@ def _grouped(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     made = dict(raw)
     if raw.get("method") == "rft" and isinstance(sampling, Mapping):
         made["sampling"] = {"n": GROUP, **sampling}
-    if isinstance(model, Mapping) and model.get("kind", "language") != "language" and isinstance(evaluate, Mapping):
+    served = isinstance(model, Mapping) and model.get("kind", "language") != "language"
+    if served and raw.get("method") != "off_policy" and isinstance(evaluate, Mapping):  # a log says little of the best
         made["evaluate"] = {**(SERVED if "temperature" not in evaluate else {}), **evaluate}
     return made
 

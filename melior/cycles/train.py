@@ -29,6 +29,7 @@ from melior.cycles.models import Found, find_model
 from melior.cycles.plan import Plan, plan_run
 from melior.cycles.recipe import Recipe, load_recipe
 from melior.cycles.rows import Rows, load_rows
+from melior.cycles.sections import Generated, Simulated
 from melior.cycles.story import tell_data, tell_heldout
 from melior.durable import write_file
 from melior.errors import StoreError
@@ -186,7 +187,8 @@ class _Cycle:
         recipe, folder = self.recipe, self.folder
 
         def measured(when: str) -> Evaluation:
-            return measures.evaluation(policy, lambda done, total: self.report(f"evaluating {when}", done, total, ""))
+            measure = measures.baseline if when == "before" else measures.evaluation
+            return measure(policy, lambda done, total: self.report(f"evaluating {when}", done, total, ""))
 
         resolved = self._resolved(policy, rows)
         taught = lesson(resolved, recipe, policy, rows, measures, folder)
@@ -348,7 +350,18 @@ def _name(recipe: Recipe, found: Found) -> str:
         return recipe.save.name
     if found.version is not None:
         return found.version.name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{Path(found.path).name}-{recipe.method}").lstrip(".-_") or recipe.method
+    told = Path(found.path).name if found.path else f"{_source(recipe)}-{recipe.model.kind}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{told}-{recipe.method}").lstrip(".-_") or recipe.method
+
+
+def _source(recipe: Recipe) -> str:
+    """What the rows are called, for a policy that was made from them."""
+    train = recipe.data.train
+    if isinstance(train, Generated):
+        return train.reasoning_gym
+    if isinstance(train, Simulated):
+        return f"banner-{train.banner}"
+    return re.split(r"[:@#.]", Path(train.removeprefix("known:")).name)[0]
 
 
 def _note(metrics: Mapping[str, float]) -> str:

@@ -64,7 +64,7 @@ class Kind(Protocol):
         """What its head needs for a moment, beside what autograd keeps."""
         ...
 
-    def measure(self, policy: Any, rows: Sequence[Any], recipe: Recipe) -> Evaluation:
+    def measure(self, policy: Any, rows: Sequence[Any]) -> Evaluation:
         """Held-out demonstrations as their own judge, where there is no grader."""
         ...
 

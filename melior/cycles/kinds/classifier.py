@@ -81,7 +81,7 @@ class Classifiers:
         """Nothing worth counting."""
         return 0
 
-    def measure(self, policy: ClassifierPolicy, rows: Sequence[Any], recipe: Recipe) -> Evaluation:
+    def measure(self, policy: ClassifierPolicy, rows: Sequence[Any]) -> Evaluation:
         """Accuracy on held-out rows whose labels are known; log-probs of the truth beside it, for guards.
 
         Raises:
@@ -89,7 +89,7 @@ class Classifiers:
         """
         started = time.monotonic()
         keys = [row_key(row) for row in rows]
-        made = judged(policy, rows, recipe.data.audit, keys)
+        made = judged(policy, rows, keys=keys)
         values = made.values()
         values[REWARD] = values[CORRECT]
         clusters = {key: row.group for key, row in zip(keys, rows, strict=True) if row.group}

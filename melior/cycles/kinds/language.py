@@ -119,7 +119,7 @@ class Language:
         """One chunk's logits."""
         return HEAD_COPIES * CHUNK * int(policy.backbone.config.vocab_size) * torch.float32.itemsize
 
-    def measure(self, policy: LanguagePolicy, rows: Sequence[Demonstration], recipe: Recipe) -> Evaluation:
+    def measure(self, policy: LanguagePolicy, rows: Sequence[Demonstration]) -> Evaluation:
         """The likelihood of held-out demonstrations."""
         return likelihood(policy, rows)
 

@@ -74,7 +74,7 @@ class Slates:
         """Nothing worth counting."""
         return 0
 
-    def measure(self, policy: SlatePolicy, rows: Sequence[Any], recipe: Recipe) -> Evaluation:
+    def measure(self, policy: SlatePolicy, rows: Sequence[Any]) -> Evaluation:
         """The likelihood of what was chosen."""
         return likelihood(policy, rows)
 
