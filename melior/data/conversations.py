@@ -14,6 +14,7 @@ from typing import Any
 from melior.errors import DataError
 
 Message = Mapping[str, Any]
+OPENING = 40  # characters: what is shorter and opens a chat ("Hi", "Can you help me?") tells nothing of its course
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,17 @@ def conversation(inputs: Any) -> Conversation:
 def learnt(message: Message) -> bool:
     """Whether a message is an assistant's that is imitated: its weight is not 0."""
     return message.get("role") == "assistant" and message.get("weight", 1) != 0
+
+
+def contexts(told: Conversation) -> list[Conversation]:
+    """What is read before each message that is learnt; the whole where none is.
+
+    A short opening of a chat that goes on is left out: a thousand chats that open with "Hi" have nothing in common.
+    """
+    places = [index for index, message in enumerate(told.messages) if learnt(message)]
+    found = [told.up_to(index) for index in places] or [told]
+    said = sum(len(str(m.get("content") or "")) for m in found[0].messages if m.get("role") == "user")
+    return found[1:] if len(found) > 1 and said < OPENING else found
 
 
 def as_context(messages: Sequence[Message]) -> list[Message]:

@@ -121,6 +121,12 @@ class _Rows:
     scripts: list[str] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
     count: int = 0
+    read: list[NDArray[np.uint64]] = field(default_factory=list)
+
+    @property
+    def reads(self) -> NDArray[np.uint64]:
+        """Rows, and hashes of what is read before their decisions."""
+        return np.concatenate([np.zeros((0, 2), np.uint64), *self.read])
 
     def add(self, found: Examined) -> int:
         """Takes a batch in, its small numbers translated to those of the file; the first row's number."""
@@ -139,6 +145,7 @@ class _Rows:
         if len(self.labels) <= tables.MOST_LABELS:  # beyond, they are no labels
             self.labels.update(found.labels)
         first, self.count = self.count, self.count + len(found.facts)
+        self.read.append(np.array(found.reads, np.uint64).reshape(-1, 2) + np.array([first, 0], np.uint64))
         return first
 
     def facts(self) -> NDArray[Any]:
@@ -235,7 +242,7 @@ class _Check:
             raise DataError(f"{self.heldout} has no row of a known format; check it by itself first")
         alive = self._alive()
         lines = heldout["line"]
-        for leak in relations.leaks(alive, heldout):
+        for leak in relations.leaks(alive, heldout, self.rows.reads, theirs.reads):
             self.found.rows_with(leak.code, [leak.row], f"held-out line {lines[leak.other]}")
         if prompts is not None:
             prompts.finish()

@@ -76,6 +76,8 @@ class Examiner:
             read = prompt or (normalised("\n".join(sorted(view.answers))) if view else "")
             prompts.append(read)
             if view is not None:
+                before = (read,) if len(view.reads) < 2 else map(normalised, view.reads)
+                out.reads.extend((index, key_of(each)) for each in before if each)
                 self._facts(view, prompt, answer, read, facts[index], out)
                 start = letters_of(view.spoken) or letters_of("\n".join([view.spoken, *view.answers]))
                 if start and (key := int(facts[index]["content"])) < below:
@@ -159,6 +161,7 @@ class Examined:
     scripts: list[str] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
     texts: list[tuple[int, int, str]] = field(default_factory=list)  # hash, index, beginning
+    reads: list[tuple[int, int]] = field(default_factory=list)  # index, hash of what is read before a decision
     bodies: Entries | None = None
     answers: Entries | None = None
     prompts: Entries | None = None

@@ -17,6 +17,7 @@ from melior.data.cleaning.examine import UNUSABLE
 from melior.data.cleaning.spool import Spool, neighbours
 
 Facts = NDArray[Any]
+Reads = NDArray[np.uint64]  # [n, 2]: row, hash of what is read before one of its decisions
 COMPARED = 64  # rows kept of one cluster that each further row of it is compared with
 
 
@@ -151,14 +152,25 @@ class _Clusters:
         return row
 
 
-def leaks(facts: Facts, heldout: Facts) -> Iterator[Relation]:
-    """Rows whose prompt (or text without one) or group the held-out file has too; `other` is a row of that file."""
+def leaks(facts: Facts, heldout: Facts, reads: Reads, theirs: Reads) -> Iterator[Relation]:
+    """Rows of which a decision reads what one of the held-out file reads, or whose group it has.
+
+    A text without a prompt counts as what is read; `other` is a row of that file.
+    """
     usable = facts["format"] != UNUSABLE
-    for code, column in (("leak-exact", "prompt"), ("leak-group", "group")):
-        keys, places = np.unique(heldout[column], return_index=True)
-        place = np.minimum(np.searchsorted(keys, facts[column]), max(0, len(keys) - 1))
-        shared = usable & (facts[column] != 0) & (keys[place] == facts[column])
-        yield from (Relation(code, int(row), int(places[place[row]])) for row in np.flatnonzero(shared))
+    rows = np.arange(len(facts), dtype=np.uint64)
+    others = np.arange(len(heldout), dtype=np.uint64)
+    ours_of, theirs_of = (np.stack([place, f["group"]], 1) for place, f in ((rows, facts), (others, heldout)))
+    for code, ours, held in (("leak-exact", reads, theirs), ("leak-group", ours_of, theirs_of)):
+        keys, places = np.unique(held[:, 1], return_index=True)
+        place = np.minimum(np.searchsorted(keys, ours[:, 1]), max(0, len(keys) - 1))
+        shared = usable[ours[:, 0].astype(np.int64)] & (ours[:, 1] != 0) & (keys[place] == ours[:, 1])
+        told: set[int] = set()
+        for at in np.flatnonzero(shared).tolist():
+            row = int(ours[at, 0])
+            if row not in told:
+                told.add(row)
+                yield Relation(code, row, int(held[places[place[at]], 0]))
 
 
 def near_leaks(facts: Facts, heldout: Facts, spool: Spool) -> Iterator[Relation]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from melior.data.conversations import conversation, learnt
+from melior.data.conversations import contexts, conversation, learnt
 from melior.data.formats import Example, canonical
 from melior.data.readers.rows import Cell
 from melior.types import Demonstration, Preference, Rated, Task
@@ -41,6 +41,8 @@ class View:
     content: str  # equal exactly when two rows teach the same
     group: str
     reference: str | None  # of a task: None where it has none
+    reads: tuple[str, ...]  # what is read before each decision, but for the short opening of a chat
+    exact: bool = False  # whether it is no text: then it is the same as another row, or another one
 
     @property
     def label(self) -> str | None:
@@ -131,7 +133,14 @@ def _view(
     tools = canonical(given) if given else ""
     asked = f"{question}\0{tools}" if tools else question  # the right answer may be another one with other tools
     shown = canonical([kind, content, tools])
-    return View(kind, told, prompt, tuple(answers), asked, verdict, tools, shown, example.group, reference)
+    reads = _reads(example, prompt)
+    return View(kind, told, prompt, tuple(answers), asked, verdict, tools, shown, example.group, reference, reads)
+
+
+def _reads(example: Example, prompt: str) -> tuple[str, ...]:
+    if getattr(example, "output", "") is not None or example.inputs is None:
+        return (prompt,)
+    return tuple(_joined(read.messages) for read in contexts(conversation(example.inputs)))
 
 
 _VIEWS: dict[type, Callable[[Any, str], View]] = {
