@@ -226,7 +226,10 @@ def _grouped(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     made = dict(raw)
     if raw.get("method") == "rft" and isinstance(sampling, Mapping):
         made["sampling"] = {"n": GROUP, **sampling}
+    gate = raw.get("gate", {})
     served = isinstance(model, Mapping) and model.get("kind", "language") != "language"
+    if served and isinstance(gate, Mapping):  # the usual guards watch lengths, which others than texts have not
+        made["gate"] = {"guards": [], **gate}
     if served and raw.get("method") != "off_policy" and isinstance(evaluate, Mapping):  # a log says little of the best
         made["evaluate"] = {**(SERVED if "temperature" not in evaluate else {}), **evaluate}
     return made

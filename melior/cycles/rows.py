@@ -13,12 +13,13 @@ from melior.data.conversations import conversation, learnt
 from melior.data.formats import Kind, fingerprint, read_examples
 from melior.data.formats.rows import Reading
 from melior.data.reasoning import demonstrations_of, reasoning_split
-from melior.data.splits import check_disjoint, split
+from melior.data.splits import check_disjoint, input_key, split
 from melior.errors import DataError
 from melior.rollouts.banner import Banner
 from melior.types import Demonstration, Record, Task
 
 LEAST_ASIDE, MOST_ASIDE = 10, 500  # rows set aside: fewer say nothing, more cost more than they tell
+DRAWN = 4  # requests drawn for each that is held out
 LEARNT: Mapping[Method, Kind] = {  # what each method learns from
     "sft": "demonstrations",
     "rft": "tasks",
@@ -96,18 +97,25 @@ def _simulated(recipe: Recipe, made: Simulated) -> Rows:
     """Requests of a simulated shop; those held out are of other visitors."""
     points: dict[str, Any] = {} if made.points is None else {"points": made.points}
     world = Banner(made.banner, seed=made.seed, **points)
-    train, heldout = world.tasks(made.size, made.seed), world.tasks(int(recipe.data.heldout), made.seed + 1)
+    train = world.tasks(made.size, made.seed)
+    seen = set(map(input_key, train))
+    wanted = int(recipe.data.heldout)
+    drawn = world.tasks(
+        DRAWN * wanted, made.seed + 1
+    )  # a request may come twice, and once it is learnt it judges no more
+    heldout = [task for task in drawn if input_key(task) not in seen][:wanted]
     return Rows(train, heldout, heldout, f"banner of five ({made.banner})", "tasks", "tasks", world=world)
 
 
 def _read(recipe: Recipe, source: str) -> Rows:
     kind, data = LEARNT[recipe.method], recipe.data
     labelled = recipe.model.kind == "classifier" and kind == "tasks"  # a label is what a grader needs to know
-    train = read_examples(source, "demonstrations" if labelled else kind, reading=data.reading).rows
+    found = read_examples(source, "demonstrations" if labelled else kind, reading=data.reading)
+    train = found.rows
     heldout_kind: Kind = "demonstrations" if labelled else kind
     if isinstance(data.heldout, str):
         same = kind in ("demonstrations", "tasks")
-        told = read_examples(data.heldout, heldout_kind if same else None, reading=data.reading)
+        told = read_examples(data.heldout, heldout_kind if same else None, reading=replace(found.reading, least_rows=1))
         heldout, heldout_kind = told.rows, told.kind
     else:
         train, heldout = split(train, data.heldout, data.seed)
