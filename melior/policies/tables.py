@@ -32,8 +32,8 @@ class Table:
     blocks: int = Field(default=2, ge=0)  # residual layers; 0 is a model that adds up what each column says
     embedding: int = Field(default=8, ge=1)  # numbers that stand for one cell
     bins: int = Field(default=16, ge=1, lt=KNOTS)  # pieces of a numeric column's piecewise-linear curve
-    hidden: float = Field(default=0.05, ge=0, lt=1)  # share of cells plain SFT hides, so that "unknown" means something
-    dropout: float = Field(default=0.1, ge=0, lt=1)  # share of hidden units plain SFT leaves out
+    hidden: float = Field(default=0.1, ge=0, lt=1)  # share of cells plain SFT hides, so that "unknown" means something
+    dropout: float = Field(default=0.3, ge=0, lt=1)  # share of hidden units plain SFT leaves out
     categorical: tuple[str, ...] = ()  # columns of numbers that are names: postcodes, codes of branches
     numeric: tuple[str, ...] = ()  # columns of texts that are numbers
     drop: tuple[str, ...] = ()  # columns not to read: identifiers, whatever is known only afterwards
