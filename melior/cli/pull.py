@@ -45,6 +45,5 @@ def _data_set(name: str, as_json: bool) -> None:
         return
     say(f"{name}: {told['about']}\nlicence {told['licence']}; cite {told['cite']}")
     for split, place in places.items():
-        say(
-            f"{name}{f'@{split}' if len(places) > 1 else ''} {f'is in {place}' if place else 'comes with scikit-learn'}"
-        )
+        part = f"{name}@{split}" if len(places) > 1 else name
+        say(f"{part} is in {place}" if place else f"{part} comes with scikit-learn")

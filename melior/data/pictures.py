@@ -36,7 +36,7 @@ def load_pillow() -> Any:
         import PIL.Image
     except ImportError as error:
         raise DataError(
-            f"pictures in files need Pillow, which cannot be imported; pip install 'melior[images]' ({error})"
+            f"pictures in files need Pillow, which cannot be imported; pip install 'melior[vision]' ({error})"
         ) from error
     return PIL.Image
 

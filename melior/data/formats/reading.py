@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ class Examples:
     kind: Kind
     format: str
     problems: list[Problem]
+    reading: Reading = field(default_factory=Reading)  # with what all rows told: read rows to measure on with it too
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,7 +61,7 @@ def read_examples(
     if problems and (on_error == "stop" or not rows):
         raise DataError(_told(stream, problems, len(rows)))
     assert stream.format is not None  # a source without rows and without problems is empty, which readers refuse
-    return Examples(rows, stream.format.kind, stream.format.name, problems)
+    return Examples(rows, stream.format.kind, stream.format.name, problems, stream.completed)
 
 
 class ExampleStream:
@@ -85,16 +86,16 @@ class ExampleStream:
         self.kind = kind
         self.chosen = format_named(format) if format else None
         self.format: Format | None = None
-        self.reading = with_known(self.source, reading)
+        self.reading = self.completed = with_known(self.source, reading)
 
     def __iter__(self) -> Iterator[Example | Problem]:
-        reading, rare = self._completed()
+        self.completed, rare = self._complete()
         for line in self._lines():
             if isinstance(line, Problem):
                 yield line
                 continue
             try:
-                example = self._example(line, replace(reading, folder=reading.folder or self._folder(line)))
+                example = self._example(line, self._placed(line))
                 self._check_label(example, rare)
                 yield example
             except RowError as error:
@@ -110,7 +111,7 @@ class ExampleStream:
                     line = Problem(line.number, str(error), line.file)
             yield line
 
-    def _completed(self) -> tuple[Reading, frozenset[str]]:
+    def _complete(self) -> tuple[Reading, frozenset[str]]:
         """The reading with what all rows tell together, and the labels that have too few of them."""
         table = self.chosen is not None and self.chosen.typed_cells
         if not self.reading.label and not table:
@@ -119,10 +120,11 @@ class ExampleStream:
         survey = surveyed(self._lines(), reading, self.source)
         return survey.reading_of_all(self.source), survey.rare
 
-    def _folder(self, line: Line) -> str:
-        """The folder of the file that a row stands in."""
+    def _placed(self, line: Line) -> Reading:
+        """The reading of a row, which knows the folder of its file."""
         path = Path(self.source)
-        return str((path / line.file).parent if line.file else path.parent)
+        folder = (path / line.file).parent if line.file else path.parent
+        return replace(self.completed, folder=self.completed.folder or str(folder))
 
     def _check_label(self, example: Example, rare: frozenset[str]) -> None:
         alone = rare.intersection(labels_in(getattr(example, "output", None))) if rare else None
@@ -165,7 +167,7 @@ def with_known(source: str, reading: Reading) -> Reading:
         return reading
     from melior.data.known_sets import known_set  # it names readings itself, so it cannot be imported before them
 
-    given = {field.name: getattr(reading, field.name) for field in fields(Reading)}
+    given = {each.name: getattr(reading, each.name) for each in fields(Reading)}
     plain = Reading()
     told = {name: value for name, value in given.items() if value != getattr(plain, name)}
     return replace(known_set(source).reading, **told)
