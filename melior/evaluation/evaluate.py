@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+from melior.data.formats import as_json
 from melior.errors import ConfigError, DataError, GraderError
 from melior.metrics import pass_at_k
 from melior.statistics import LEVEL, Bounds, ByItem, Interval, bootstrap_mean, wilson
@@ -303,10 +304,10 @@ def _examples(sampled: Sequence[_Output], best: Sequence[_Output], keys: Sequenc
     return tuple(
         Example(
             key,
-            first[key].record.inputs,
-            first[key].record.output,
+            as_json(first[key].record.inputs),
+            as_json(first[key].record.output),
             first[key].value,
-            greedy[key].record.output if key in greedy else None,
+            as_json(greedy[key].record.output) if key in greedy else None,
             greedy[key].value if key in greedy else None,
         )
         for key in keys

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from melior.advantages import group_relative, informative, leave_one_out
+from melior.data.formats import as_json
 from melior.errors import ConfigError, DataError, MissingLogProbs
 from melior.losses.policy_gradient import clipped_surrogate_loss, kl_penalty, overlong_penalty
 from melior.masking import mean_decisions, padded, select, sum_decisions
@@ -264,9 +265,17 @@ def _measured(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 def _shown(rollout: Rollout) -> dict[str, Any]:
     record, score = rollout.record, rollout.score
-    told = {"inputs": record.inputs, "output": record.output, "reward": score.value, "error": score.error}
-    more = {"reason": score.reason, "parts": dict(score.parts), "group": record.group, "finish": record.finish}
-    return {**told, **more, "tokens": len(record.decisions or ())}
+    return {
+        "inputs": as_json(record.inputs),
+        "output": as_json(record.output),
+        "reward": score.value,
+        "error": score.error,
+        "reason": score.reason,
+        "parts": dict(score.parts),
+        "group": record.group,
+        "finish": record.finish,
+        "tokens": len(record.decisions or ()),
+    }
 
 
 def _histograms(rollouts: Sequence[Rollout], longest: int) -> dict[str, Histogram]:

@@ -13,7 +13,7 @@ of a row is kept in the example's `item`, but for `group`. All rows of a source 
 read as such where their label's column is named: `Reading(label="creditability")`.
 """
 
-from melior.data.formats.fingerprints import canonical, fingerprint
+from melior.data.formats.fingerprints import as_json, canonical, fingerprint
 from melior.data.formats.known import ALIASES, FORMATS, format_named, format_of, typed
 from melior.data.formats.messages import ROLES, messages_of
 from melior.data.formats.reading import Examples, ExampleStream, read_examples
@@ -35,6 +35,7 @@ __all__ = [
     "Problem",
     "Reading",
     "RowError",
+    "as_json",
     "canonical",
     "fingerprint",
     "format_named",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from melior.types import Image
+from melior.types import Image, Item
 
 
 def fingerprint(rows: Iterable[Any]) -> str:
@@ -35,8 +35,15 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
 
 
+def as_json(inputs: Any) -> Any:
+    """Inputs or an output of any policy as JSON has them, for files that people read; pictures by their hash."""
+    return json.loads(json.dumps(inputs, default=_plain))
+
+
 def _plain(value: Any) -> Any:
     """What JSON has no word for: a mapping, or one of the nouns of `melior.types`; pictures by their hash."""
-    if isinstance(value, Image):
-        return repr(value)
+    if isinstance(value, Image):  # the same picture in two folders is one
+        return f"Image(sha256 {value.sha256})" if value.sha256 else repr(value)
+    if isinstance(value, Item):  # its id says what it is, not which line it came from
+        return {**_content(value), "id": value.id}
     return _content(value) if is_dataclass(value) else dict(value)
