@@ -175,7 +175,7 @@ def _drawn(index: int, curve: Curve, scale: _Scale) -> str:
         for s, a, b in curve.bars
     )
     marked = curve.heldout or len(curve.points) == 1
-    dots = "".join(_mark(index, scale.x(x), scale.y(y)) for x, y in thinned(curve.points, 60)) if marked else ""
+    dots = "".join(mark(index, scale.x(x), scale.y(y)) for x, y in thinned(curve.points, 60)) if marked else ""
     raw = _line(curve.points, scale, f"raw {style}" if curve.smooth else f"line {style}", "" if curve.smooth else name)
     smooth = _line(curve.smooth, scale, f"line {style}", name) if curve.smooth else ""
     return bars + raw + smooth + dots
@@ -187,7 +187,7 @@ def _line(points: Sequence[Point], scale: _Scale, style: str, name: str) -> str:
     return f'<polyline class="{style}" points="{told}"{named}/>'
 
 
-def _mark(index: int, x: float, y: float) -> str:
+def mark(index: int, x: float, y: float) -> str:
     """Dots, squares and diamonds, so that curves differ without colour."""
     style = f"mark s{index % 6}"
     if index % 3 == 0:
@@ -199,7 +199,7 @@ def _mark(index: int, x: float, y: float) -> str:
 
 def _key(index: int, curve: Curve) -> str:
     line = f'<line class="line s{index % 6}" x1="1" x2="25" y1="5" y2="5"/>'
-    return line + (_mark(index, 13, 5) if curve.heldout or len(curve.points) == 1 else "")
+    return line + (mark(index, 13, 5) if curve.heldout or len(curve.points) == 1 else "")
 
 
 def _range(curves: Sequence[Curve]) -> tuple[float, float]:

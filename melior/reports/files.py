@@ -36,6 +36,9 @@ class RunFiles:
     recipe: str = ""  # YAML
     before: Row = field(default_factory=dict)
     after: Row = field(default_factory=dict)
+    classification: Row = field(default_factory=dict)
+    learning_curve: Row = field(default_factory=dict)
+    slates: Row = field(default_factory=dict)
     result: Row = field(default_factory=dict)
 
     @property
@@ -95,6 +98,9 @@ def read_run(folder: str | Path) -> RunFiles:
         recipe=_text(folder / "recipe.yaml"),
         before=_mapping(folder / "evaluation-before.json"),
         after=_mapping(folder / "evaluation.json"),
+        classification=_mapping(folder / "classification.json"),
+        learning_curve=_mapping(folder / "learning_curve.json"),
+        slates=_mapping(folder / "slates.json"),
         result=_mapping(folder / "result.json"),
     )
 

@@ -6,20 +6,21 @@ the digests of that script and of its style, so no text of a model can add anoth
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
+from collections.abc import Mapping
 from typing import Any
 
 from melior.reports.charts import histogram_chart, interval_chart, line_chart
+from melior.reports.classification import classification_section
 from melior.reports.curves import charts_of, constants, curve_of
 from melior.reports.files import RunFiles, number
 from melior.reports.findings import findings
+from melior.reports.learning import learning_section
 from melior.reports.outputs import heldout_outputs, training_outputs
+from melior.reports.plots import table
+from melior.reports.shell import shell
+from melior.reports.slates import slates_section
 from melior.reports.text import cut, duration, escaped, interval, short
 
 RECIPE = 20_000  # characters of a recipe that are shown
@@ -39,28 +40,8 @@ HISTOGRAMS = (
 
 def page(run: RunFiles) -> str:
     """The page, complete."""
-    style, script = _asset("report.css"), _asset("report.js")
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{_digest(style)}'; script-src 'sha256-{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    title = f"{_name(run)} · melior"
-    sections = [(name, label, body) for name, label, body in _sections(run) if body]
-    links = "".join(f'<a href="#{name}">{label}</a>' for name, label, _ in sections)
-    bodies = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{label}</h2>{body}</section>'
-        for name, label, body in sections
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f'<meta name="referrer" content="no-referrer"><title>{escaped(title)}</title><style>{style}</style></head>'
-        f'<body><a class="skip" href="#main">Skip to the curves</a>{_head(run)}<nav aria-label="Sections">{links}</nav>'
-        f'<main id="main">{bodies}</main><footer>Made by melior from the files in the run’s folder; '
-        f"<code>melior runs report</code> makes it again.</footer><script>{script}</script></body></html>\n"
-    )
+    foot = "Made by melior from the files in the run’s folder; <code>melior runs report</code> makes it again."
+    return shell(f"{_name(run)} · melior", _head(run), _sections(run), foot)
 
 
 def _sections(run: RunFiles) -> list[tuple[str, str, str]]:
@@ -71,6 +52,9 @@ def _sections(run: RunFiles) -> list[tuple[str, str, str]]:
         ("heldout", "The same questions, before and after", heldout_outputs(run)),
         ("samples", "What was learnt from", training_outputs(run)),
         ("gate", "Evaluation and gate", _gate(run)),
+        ("classes", "Decisions by label", classification_section(run.classification)),
+        ("labels", "How many labels it takes", learning_section(run.learning_curve)),
+        ("slates", "What the slates show", slates_section(run.slates)),
         ("data", "Data", _data(run)),
         ("lineage", "Lineage", _lineage(run)),
         ("settings", "Settings", _settings(run)),
@@ -218,7 +202,7 @@ def _gate(run: RunFiles) -> str:
     head = ("", "reward", "greedy", "pass", "items", "failed gradings", "cut", "mean length")
     reasons = (run.result.get("gate") or {}).get("reasons") or ()
     told = "".join(f"<li>{escaped(reason)}</li>" for reason in reasons)
-    return (_table(head, rows) if rows else "") + (f"<h3>Why the gate decided so</h3><ul>{told}</ul>" if told else "")
+    return (table(head, rows) if rows else "") + (f"<h3>Why the gate decided so</h3><ul>{told}</ul>" if told else "")
 
 
 def _data(run: RunFiles) -> str:
@@ -226,10 +210,10 @@ def _data(run: RunFiles) -> str:
     lengths = data.pop("lengths", None) or {}
     data.setdefault("steps_fingerprint", run.run.get("steps"))
     facts = [(name.replace("_", " "), value) for name, value in data.items() if value not in (None, "")]
-    table = _table(("", ""), [(name, _told(value)) for name, value in facts]) if facts else ""
+    told = table(("", ""), [(name, _told(value)) for name, value in facts]) if facts else ""
     columns = ("tokens", "smallest", "5 %", "median", "95 %", "largest")
     rows = [(name, *(short(number(value)) for value in found)) for name, found in lengths.items()]
-    return table + (f"<h3>Lengths</h3>{_table(columns, rows)}" if rows else "")
+    return told + (f"<h3>Lengths</h3>{table(columns, rows)}" if rows else "")
 
 
 def _lineage(run: RunFiles) -> str:
@@ -267,7 +251,7 @@ def _environment(run: RunFiles) -> str:
     layout = run.result.get("layout")
     facts += [("layout", layout)] if layout else []
     packages = [(name, _told(value)) for name, value in (told.get("packages") or {}).items()]
-    return f'<div class="two">{_table(("machine", ""), facts)}{_table(("package", "version"), packages)}</div>'
+    return f'<div class="two">{table(("machine", ""), facts)}{table(("package", "version"), packages)}</div>'
 
 
 def _told(value: Any) -> str:
@@ -277,22 +261,3 @@ def _told(value: Any) -> str:
     if found is not None:
         return f"{value:,}"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    top = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in head)
-    titled = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
-    body = "".join(
-        f'<tr><th scope="row">{escaped(row[0])}</th>{"".join(f"<td>{escaped(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in rows
-    )
-    return f'<div class="wide"><table>{titled}<tbody>{body}</tbody></table></div>'
-
-
-@cache
-def _asset(name: str) -> str:
-    return files("melior.reports").joinpath(name).read_text(encoding="utf-8").strip()
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
