@@ -11,7 +11,7 @@ import pytest
 
 from melior.data.formats import fingerprint, read_examples
 from melior.errors import ConfigError, DataError
-from melior.types import Demonstration, Preference, Rated, Task
+from melior.types import Demonstration, Item, Preference, Rated, SlateRequest, Task
 
 
 def user(text: str) -> dict[str, Any]:
@@ -192,3 +192,5 @@ def test_the_fingerprint_is_of_content_and_order_not_of_names() -> None:
     assert len({fingerprint(rows) for rows in [[a, b], *changed]}) == 7
     assert fingerprint([Task("a")]) != fingerprint([Demonstration("a")])
     assert len(fingerprint([])) == 64
+    shown = [Task(SlateRequest(candidates=(Item(name, {"price": 1.0}),))) for name in "ab"]
+    assert fingerprint(shown[:1]) != fingerprint(shown[1:])  # items are told apart by their ids alone
