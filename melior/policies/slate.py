@@ -92,8 +92,8 @@ class SlatePolicy:
         return cls(config, network, known, items)
 
     @classmethod
-    def load(cls, path: str | Path) -> SlatePolicy:
-        """The policy of a folder that `save` wrote.
+    def load(cls, path: str | Path, *, device: str = "auto") -> SlatePolicy:
+        """The policy of a folder that `save` wrote, on a GPU if there is one.
 
         Raises:
             ModelError: if the folder holds no slate policy; CheckpointError if it is damaged.
@@ -110,6 +110,7 @@ class SlatePolicy:
         lines = (folder / "catalogue.jsonl").read_text().splitlines()
         network = SlateNetwork(config, known)
         network.load_state_dict(load_file(folder / "model.safetensors"))
+        network.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         return cls(config, network, known, [Item(**json.loads(line)) for line in lines])
 
     def save(self, folder: str | Path) -> None:
@@ -217,7 +218,10 @@ class SlatePolicy:
         )
 
     def cut(self, batch: Batch, budget: int | None = None) -> Iterator[list[int]]:
-        """Rows of micro-batches of at most `budget` scores; a group stays together where it fits."""
+        """Rows of micro-batches of at most `budget` scores; a group over budget is cut between rows.
+
+        Where the batch says `whole` it is not, whatever it costs.
+        """
         budget = budget or DEFAULT_BUDGET
         costs = self._costs(batch)
         if sum(costs) <= budget:
@@ -234,7 +238,7 @@ class SlatePolicy:
                 yield rows
                 rows, spent = [], 0
             for row in group:
-                if rows and spent + costs[row] > budget:
+                if rows and spent + costs[row] > budget and not batch.whole:
                     yield rows
                     rows, spent = [], 0
                 rows.append(row)
@@ -368,6 +372,7 @@ class SlatePolicy:
             numbers += range(seen[key], seen[key] + wanted.n)
             seen[key] += wanted.n
         sizes = rows.sizes(torch.arange(len(inputs)))
+        names = {id(each): list(each) for each in places}
         records: list[Record] = []
         for chunk in _chunks([int(sizes[owner]) for owner in owners]):
             mine = [owners[place] for place in chunk]
@@ -381,7 +386,7 @@ class SlatePolicy:
             chosen, chances = self._draw(rows, torch.tensor(mine), torch.tensor(lengths), heat, draws)
             for row, owner in enumerate(mine):
                 decided = chosen[row][: lengths[row]]
-                ids = list(places[owner])
+                ids = names[id(places[owner])]
                 records.append(
                     Record(
                         inputs=inputs[owner],
@@ -434,13 +439,16 @@ def _brought(requests: Sequence[SlateRequest]) -> list[Item]:
 
 def _parts(batch: Batch) -> Iterator[tuple[SlateRows, Tensor, Tensor]]:
     """The rows of each `encode` that a batch holds, and where in the batch they stand."""
-    found: dict[int, tuple[SlateRows, list[int], list[int]]] = {}
-    for place, (rows, row) in enumerate(batch.inputs):
-        _, wanted, places = found.setdefault(id(rows), (rows, [], []))
-        wanted.append(row)
-        places.append(place)
-    for rows, wanted, places in found.values():
-        yield rows, torch.tensor(wanted), torch.tensor(places)
+    if not len(batch):
+        return
+    stores, wanted = zip(*batch.inputs, strict=True)
+    numbers, index = list(map(id, stores)), torch.tensor(wanted)
+    if numbers.count(numbers[0]) == len(numbers):
+        yield stores[0], index, torch.arange(len(numbers))
+        return
+    for number, rows in dict(zip(numbers, stores, strict=True)).items():
+        places = torch.tensor([place for place, each in enumerate(numbers) if each == number])
+        yield rows, index[places], places
 
 
 def _placed(dense: Tensor, part: Tensor, places: Tensor) -> Tensor:  # [B, T, K], [b, T, k] -> [B, T, max(K, k)]

@@ -13,6 +13,7 @@ arXiv:1706.06978, §4.3; sums over what was placed: Zaheer et al. 2017, arXiv:17
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +45,22 @@ class Slate:
 
 
 @dataclass(frozen=True)
+class Vectors:
+    """What is said of items."""
+
+    items: Tensor  # [M, D]
+    offers: Tensor  # [M, D] what requests are compared with
+    appeal: Tensor  # [M]
+    fits: Tensor  # [M, D] what baskets are compared with
+
+
+@dataclass(frozen=True)
 class Staged:
     """What the first stage found. S is one set of candidates for all rows, or one per asking."""
 
     requests: Tensor  # [A, D]
     scores: Tensor  # [A, N], -inf where there is no candidate
-    items: Tensor  # [M, D]
+    vectors: Vectors
     candidates: Tensor  # [S, N] rows of the items
     shortlist: Tensor | None  # [A, K] places among the candidates; None: all of them
     share: Tensor  # [A], of the first stage in each choice; 0 where the shortlist is everything
@@ -62,8 +73,10 @@ class SlateNetwork(nn.Module):
         super().__init__()
         self.config, width = config, config.width
         table = Table(width=width, blocks=config.blocks, hidden=0.0, dropout=0.0)
-        self.item = TableFeatures(known.item, table)
-        self.context = TableFeatures(known.context, table)
+        with warnings.catch_warnings():  # of layers without inputs, where there are no features
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            self.item = TableFeatures(known.item, table)
+            self.context = TableFeatures(known.context, table)
         self.ids = nn.Parameter(ID_SPREAD * torch.randn(len(known.ids), width))
         self.viewed = nn.Linear(width, width)
         self.nothing = nn.Parameter(torch.zeros(width))  # beside an item viewed: none was
@@ -73,6 +86,7 @@ class SlateNetwork(nn.Module):
         self.appeal = nn.Linear(width, 1)
         self.basket = _Basket(width, config.positions) if config.combinations else None
         self.fits = nn.Linear(width, width, bias=False) if config.combinations else None
+        self.kept: tuple[Shelf, list[int], Vectors] | None = None
         for parameter in self.parameters():  # buffers stay as they are: edges of bins need their digits
             parameter.data = parameter.data.to(getattr(torch, config.precision))
 
@@ -80,26 +94,26 @@ class SlateNetwork(nn.Module):
 
     def first(self, sheet: Sheet) -> Staged:
         """The first stage: requests against candidates, before anything is placed."""
-        items = self._items(sheet.items)
-        requests = self._requests(sheet, items)
+        vectors = self._vectors(sheet.items)
+        requests = self._requests(sheet, vectors.items)
         one = len(sheet.candidates) == 1
         candidates = sheet.candidates if one else sheet.candidates[sheet.set_of]
         valid = (sheet.valid if one else sheet.valid[sheet.set_of]).expand(len(requests), -1)
-        scores = _products(requests[:, None], self.offer(items), candidates)[:, 0]
-        scores = scores / math.sqrt(self.config.width) + self.appeal(items)[:, 0][candidates]
+        scores = _products(requests[:, None], vectors.offers, candidates)[:, 0]
+        scores = scores / math.sqrt(self.config.width) + vectors.appeal[candidates]
         scores = torch.where(valid, scores, -torch.inf)
         shortlist, share = None, torch.zeros_like(scores[:, 0])
         if self.basket is not None and scores.shape[1] > self.config.shortlist:
             shortlist = scores.detach().topk(self.config.shortlist, dim=1).indices
             share = torch.where(valid.sum(1) > self.config.shortlist, self.config.exploration, share)
-        return Staged(requests, scores, items, candidates, shortlist, share)
+        return Staged(requests, scores, vectors, candidates, shortlist, share)
 
     def states(self, staged: Staged, asked: Tensor, placed: Tensor) -> Tensor | None:  # [B], [B, P] -> [B, P + 1, D]
         """What the second stage compares items with, before anything is placed, and after each of P items."""
         if self.basket is None:
             return None
         rows = staged.candidates.expand(len(staged.requests), -1)[asked]
-        return self.basket(staged.requests[asked], staged.items[rows.gather(1, placed)])
+        return self.basket(staged.requests[asked], staged.vectors.items[rows.gather(1, placed)])
 
     def log_probs(self, staged: Staged, sheet: Sheet, mask: Tensor) -> Tensor:  # [B, T]
         """Log-probs of the decisions, all positions at once."""
@@ -144,8 +158,7 @@ class SlateNetwork(nn.Module):
         self, staged: Staged, asked: Tensor, states: Tensor, decisions: Tensor
     ) -> tuple[Tensor, Tensor]:  # [B, T, K], [B, T]
         """Scores of the shortlist at each position, and the decisions' places in it, -1 outside."""
-        assert self.fits is not None
-        fits, first = self.fits(staged.items), staged.scores
+        first = staged.scores
         candidates, slots = staged.candidates, decisions
         if staged.shortlist is not None:
             chosen = staged.shortlist
@@ -155,15 +168,27 @@ class SlateNetwork(nn.Module):
             first = first.gather(1, chosen)
             candidates = candidates.expand(len(first), -1).gather(1, chosen)
         candidates = candidates if len(candidates) == 1 else candidates[asked]
-        bonus = _products(states, fits, candidates) / math.sqrt(self.config.width)
+        bonus = _products(states, staged.vectors.fits, candidates) / math.sqrt(self.config.width)
         return first[asked][:, None] + bonus, slots
 
     # ------------------------------------------------------------------ vectors
 
-    def _items(self, shelf: Shelf) -> Tensor:  # [M, D]
+    def _vectors(self, shelf: Shelf) -> Vectors:
+        """The items' vectors, kept from the last call where neither the weights nor the shelf have changed since."""
+        if torch.is_grad_enabled():
+            return self._computed(shelf)
+        weights = [parameter._version for parameter in self.parameters()]
+        if self.kept is None or self.kept[0] is not shelf or self.kept[1] != weights:
+            self.kept = (shelf, weights, self._computed(shelf))
+        return self.kept[2]
+
+    def _computed(self, shelf: Shelf) -> Vectors:
         """An item is what its features say, and what is known of its id alone."""
+        device = self.ids.device
         own = torch.cat([torch.zeros_like(self.ids[:1]), self.ids])
-        return self.item(shelf.numbers, shelf.codes) + own[shelf.ids]
+        items = self.item(shelf.numbers.to(device), shelf.codes.to(device)) + own[shelf.ids.to(device)]
+        fits = items if self.fits is None else self.fits(items)
+        return Vectors(items, self.offer(items), self.appeal(items)[:, 0], fits)
 
     def _requests(self, sheet: Sheet, items: Tensor) -> Tensor:  # [A, D]
         seen = torch.where((sheet.viewed == NOTHING)[:, None], self.nothing, self.viewed(items)[sheet.viewed])
@@ -190,7 +215,7 @@ class _History(nn.Module):
         self.types = nn.Parameter(ID_SPREAD * torch.randn(types + 1, width))
         self.item, self.times = nn.Linear(width, width, bias=False), nn.Linear(3, width)
         self.asked, self.gate = nn.Linear(width, width, bias=False), nn.Linear(width, 1)
-        self.told = nn.Linear(width, width)
+        self.told, self.together = nn.Linear(width, width), _silent(width, width, bias=False)
 
     def forward(
         self,
@@ -204,8 +229,9 @@ class _History(nn.Module):
         after = held.flip(1).cumsum(1).flip(1).clamp(min=1)  # 1 for the latest
         times = torch.stack([ages.nan_to_num(0.0), unknown.to(ages), 1.0 / after], dim=2).to(requests)
         entries = self.item(items) + self.times(times) + self.types[types]
-        weights = torch.sigmoid(self.gate(torch.relu(entries + self.asked(requests)[:, None])))
-        return torch.where(held[:, :, None], weights * self.told(entries), 0).sum(1)
+        hidden = torch.relu(entries + self.asked(requests)[:, None])
+        told = torch.sigmoid(self.gate(hidden)) * (self.told(entries) + self.together(hidden))
+        return torch.where(held[:, :, None], told, 0).sum(1)
 
 
 class _Basket(nn.Module):

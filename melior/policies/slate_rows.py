@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,10 +124,9 @@ class Sheet:
     temperatures: Tensor  # [B]
 
     def to(self, device: torch.device) -> Sheet:
-        """The same sheet on another device."""
-        shelf = Shelf(*(tensor.to(device) for tensor in vars(self.items).values()))
-        rest = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Sheet(items=shelf, **rest)
+        """The same sheet on another device; the items follow when their vectors are computed."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Sheet(items=self.items, **moved)
 
 
 def sheet(rows: SlateRows, wanted: Tensor) -> Sheet:
@@ -144,10 +143,13 @@ def sheet(rows: SlateRows, wanted: Tensor) -> Sheet:
     needed[NOBODY] = True  # where padding points to
     for used in (candidates[valid], history[held], viewed[viewed != NOTHING]):
         needed[used] = True
+    if 2 * int(needed.sum()) > len(needed):  # then all of them, whose vectors may still be known
+        needed[:] = True
     row_of = needed.long().cumsum(0) - 1
     items = needed.nonzero()[:, 0]
+    few = Shelf(rows.shelf.numbers[items], rows.shelf.codes[items], rows.shelf.ids[items])
     return Sheet(
-        items=Shelf(rows.shelf.numbers[items], rows.shelf.codes[items], rows.shelf.ids[items]),
+        items=rows.shelf if needed.all() else few,
         numbers=rows.numbers[askings],
         codes=rows.codes[askings],
         viewed=torch.where(viewed == NOTHING, NOTHING, row_of[viewed.clamp(min=0)]),
@@ -182,7 +184,8 @@ class Reader:
         nobody = known.item.encode([{}], Counter())
         listed = self._shelf(self.catalogue)
         self.shelf = _joined(Shelf(*nobody, torch.tensor([NOBODY])), listed)
-        self.whole = tuple(item.id for item in self.catalogue)
+        self.whole = range(1, len(self.catalogue) + 1)
+        self.places = {item.id: place for place, item in enumerate(self.catalogue)}
 
     def _shelf(self, items: Sequence[Item]) -> Shelf:
         seen: Counter[str] = Counter()
@@ -228,7 +231,7 @@ class Reader:
         set_of = [sets.number(index, request) for index, request in enumerate(distinct)]
         few = sum(len(sets.rows[number]) < self.positions for number in set_of)
         self._notice(f"request with fewer than {self.positions} candidates", few)
-        shelf = self._with(list(sets.extra.values()))
+        shelf = self._with(sets.extra)
         history, types, ages = self._histories(distinct)
         numbers, codes = self._contexts(distinct)
         rows = SlateRows(
@@ -308,46 +311,57 @@ class _Sets:
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
-        self.rows: list[list[int]] = []
+        self.rows: list[Sequence[int]] = []
         self.places: list[Mapping[str, int]] = []
-        self.extra: dict[str, Item] = {}  # items that the catalogue lacks, by content
-        self.extra_row: dict[str, int] = {}
+        self.extra: list[Item] = []  # that requests brought along
+        self.extra_row: dict[str, int] = {}  # by content
         self.known: dict[Any, int] = {}
 
     def number(self, index: int, request: SlateRequest) -> int:
         """Which set a request's candidates are."""
-        candidates = self.reader.whole if request.candidates is None else request.candidates
-        key = tuple(each if isinstance(each, str) else canonical(each) for each in candidates)
-        marked = (key, tuple(place for place, each in enumerate(candidates) if not isinstance(each, str)))
-        if marked not in self.known:
-            self.known[marked] = len(self.rows)
-            self._add(index, candidates, key)
-        return self.known[marked]
+        if request.candidates is None:
+            return self._numbered(None, lambda: (self.reader.whole, self.reader.places))
+        candidates = request.candidates
+        brought = tuple(canonical(each) for each in candidates if not isinstance(each, str))
+        key = (candidates if not brought else tuple(map(_id, candidates)), brought)
+        return self._numbered(key, lambda: self._read(index, candidates))
 
-    def _add(self, index: int, candidates: Sequence[str | Item], key: Sequence[str]) -> None:
+    def _numbered(self, key: Any, read: Callable[[], tuple[Sequence[int], Mapping[str, int]]]) -> int:
+        if key not in self.known:
+            self.known[key] = len(self.rows)
+            rows, places = read()
+            self.rows.append(rows)
+            self.places.append(places)
+        return self.known[key]
+
+    def _read(self, index: int, candidates: Sequence[str | Item]) -> tuple[list[int], Mapping[str, int]]:
+        """Rows of the shelf, and the place of each id."""
         if not candidates:
             raise DataError(f"Request {index} has 0 candidates; give at least one, or None for the whole catalogue")
-        ids = [each if isinstance(each, str) else each.id for each in candidates]
-        places = {id: place for place, id in enumerate(ids)}
-        if len(places) < len(ids):
-            twice = next(id for id, count in Counter(ids).items() if count > 1)
-            raise DataError(f"Request {index} has {twice!r} twice among its {len(ids)} candidates; give each item once")
-        rows = [
-            self.reader._row(each, "candidates") if isinstance(each, str) else self._brought(each, content)
-            for each, content in zip(candidates, key, strict=True)
-        ]
-        self.rows.append(rows)
-        self.places.append(places)
-
-    def _brought(self, item: Item, content: str) -> int:
-        """The row of an item that came with its request, behind the catalogue's."""
-        if content not in self.extra:
-            self.extra_row[content] = len(self.reader.catalogue) + 1 + len(self.extra)
-            self.extra[content] = item
-            self.reader._notice(
-                "candidates: item with an id that training never saw", item.id not in self.reader.code_of
+        places = {_id(each): place for place, each in enumerate(candidates)}
+        if len(places) < len(candidates):
+            twice = next(id for id, count in Counter(map(_id, candidates)).items() if count > 1)
+            raise DataError(
+                f"Request {index} has {twice!r} twice among its {len(candidates)} candidates; give each item once"
             )
+        rows = [
+            self.reader._row(each, "candidates") if isinstance(each, str) else self._brought(each)
+            for each in candidates
+        ]
+        return rows, places
+
+    def _brought(self, item: Item) -> int:
+        """The row of an item that came with its request, behind the catalogue's."""
+        content = canonical(item)
+        if content not in self.extra_row:
+            self.extra_row[content] = len(self.reader.catalogue) + 1 + len(self.extra)
+            self.extra.append(item)
+            self.reader._notice("candidates: new item, of an id unseen in training", item.id not in self.reader.code_of)
         return self.extra_row[content]
+
+
+def _id(candidate: str | Item) -> str:
+    return candidate if isinstance(candidate, str) else candidate.id
 
 
 def _joined(first: Shelf, second: Shelf) -> Shelf:
