@@ -93,8 +93,9 @@ class ClassifierPolicy:
             torch.manual_seed(seed)
             inputs = _made(config, [row.inputs for row in rows])
             head = nn.Linear(inputs.width, labels.outputs)
-            nn.init.normal_(head.weight, std=0.01)  # all labels about equally probable, whatever the features
-            nn.init.zeros_(head.bias)
+            nn.init.normal_(head.weight, std=0.01)  # labels about as probable as they are common, whatever the features
+            with torch.no_grad():
+                head.bias.copy_(torch.tensor(labels.prior(rows)))
         labels.notice(rows, inputs.noticed)
         return cls(config, labels, inputs, head, device=device)
 

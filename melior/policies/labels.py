@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,6 +86,19 @@ class Labels:
         if not self.several:
             return self.names[decisions[0]]
         return tuple(name for name, applies in zip(self.names, decisions, strict=True) if applies)
+
+    def prior(self, rows: Sequence[Any]) -> list[float]:
+        """How common each label is among demonstrations, as a logit; 0 for all where there are none.
+
+        Each label counts as seen once more than it was, so none is impossible.
+        """
+        shown = [row for row in rows if isinstance(row, Demonstration)]
+        if not shown:
+            return [0.0] * len(self.names)
+        counts = Counter(name for row in shown for name in _names(row.output, self.several, row))
+        if self.several:
+            return [math.log((counts[name] + 1) / (len(shown) - counts[name] + 1)) for name in self.names]
+        return [math.log((counts[name] + 1) / (len(shown) + len(self.names))) for name in self.names]
 
     def notice(self, rows: Sequence[Any], noticed: Counter[str]) -> None:
         """Counts labels that hardly any of the rows has: nothing can be learnt, or told, of them."""

@@ -1,0 +1,282 @@
+"""recipes for classifiers and slates: every method runs from YAML to a version that has met the gate"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from melior.cycles.evaluations import Asked, evaluate_models
+from melior.cycles.plan import dry_run
+from melior.cycles.recipe import load_recipe, recipe_of
+from melior.cycles.rows import load_rows
+from melior.cycles.train import Outcome, run_recipe
+from melior.errors import ConfigError, DataError, MissingLogProbs
+from melior.rollouts.banner import Banner, logging_policy
+from melior.store import Store
+
+COSTS = {"type": "cost_matrix", "costs": {"no": {"yes": 1}, "yes": {"no": 5}}}
+CLICKS = {"type": "events", "points": {"click": 1, "cart": 3, "purchase": 10}}
+Runs = Callable[..., Outcome]
+
+
+def people(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of a table in which height and colour decide, a little noisily."""
+    chance = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        height, colour, sex = chance.gauss(0, 1), chance.choice(["red", "green", "blue"]), chance.choice(["f", "m"])
+        right = height + (colour == "red") > 0.4
+        rows.append({"height": f"{height:.4f}", "colour": colour, "sex": sex, "bought": "yes" if right else "no"})
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> str:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def decisions(kind: str, count: int = 200, seed: int = 3) -> list[dict[str, Any]]:
+    """The same people as rows of other kinds: a log by a fair coin, pairs, ratings."""
+    chance, made = random.Random(1), []
+    for row in people(count, seed):
+        inputs, right = {"height": float(row["height"]), "colour": row["colour"]}, row["bought"]
+        wrong = "no" if right == "yes" else "yes"
+        shown = chance.choice(["no", "yes"])
+        made.append(
+            {
+                "logged": {"inputs": inputs, "output": shown, "propensity": 0.5, "reward": float(shown == right)},
+                "preferences": {"inputs": inputs, "chosen": right, "rejected": wrong},
+                "rated": {"inputs": inputs, "output": shown, "rating": 4 * (shown == right)},
+                "demonstrations": {"inputs": inputs, "output": right},
+            }[kind]
+        )
+    return made
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "melior.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def runs(tmp_path: Path, store: Store) -> Runs:
+    def run(folder: str = "run", **recipe: Any) -> Outcome:
+        return run_recipe(recipe_of({"model": {"kind": "classifier"}, **recipe}), tmp_path / folder, store=store)
+
+    return run
+
+
+def table(tmp_path: Path, count: int = 240) -> dict[str, Any]:
+    return {"train": write_csv(tmp_path / "people.csv", people(count)), "heldout": 0.25, "label": "bought"}
+
+
+# ---------------------------------------------------------------------- classifiers
+
+
+def test_demonstrations_make_a_classifier_that_is_promoted_and_evaluated(
+    tmp_path: Path, store: Store, runs: Runs
+) -> None:
+    data = {**table(tmp_path), "audit": ["sex"], "drop": ["sex"]}
+    outcome = runs(method="sft", data=data, save={"name": "buyers"})
+    assert outcome.promoted and outcome.after.grader == "accuracy" and outcome.after.reward.low > 0.75
+    told = json.loads((tmp_path / "run" / "classification.json").read_text())
+    assert [group["attribute"] for group in told["groups"]] == ["sex"] and told["rows"] == 60
+    # A version knows how its rows are read; labels alone judge it.
+    fresh = write_csv(tmp_path / "fresh.csv", people(80, seed=9))
+    (measured,) = evaluate_models(["buyers@prod"], Asked(data=fresh), store, lambda *told: None)
+    assert measured.classification is not None and measured.evaluation.reward.estimate > 0.8
+    assert {row.attribute for row in measured.classification.groups} == {"sex"}
+
+
+def test_a_cost_matrix_moves_decisions_to_what_costs_less(tmp_path: Path, runs: Runs) -> None:
+    noisy = [
+        {**row, "bought": random.Random(i).choice([row["bought"], "no", "yes"])} for i, row in enumerate(people(400))
+    ]
+    data = {"train": write_csv(tmp_path / "noisy.csv", noisy), "heldout": 0.25, "label": "bought"}
+    rft = {"prompts": 64, "hopeless": "train"}
+    outcome = runs(method="rft", data=data, grader=COSTS, rft=rft, fit={"steps": 60, "learning_rate": 0.01})
+    told = json.loads((tmp_path / "run" / "classification.json").read_text())
+    (no_no, no_yes), (yes_no, yes_yes) = told["confusion"]
+    assert outcome.after.reward.estimate >= outcome.before.reward.estimate
+    assert yes_no < no_yes and yes_yes > yes_no, "it says yes where no would be dear"
+    assert told["measures"]["cost"]["estimate"] == pytest.approx(-outcome.after.reward.estimate)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "more"),
+    [
+        ("off_policy", "logged", {"off_policy": {"batch_size": 32, "epochs": 20}}),
+        ("dpo", "preferences", {"dpo": {"epochs": 5}}),
+        ("awr", "rated", {"awr": {"epochs": 10}}),
+    ],
+)
+def test_logs_pairs_and_ratings_teach_what_demonstrations_judge(
+    tmp_path: Path, runs: Runs, method: str, kind: str, more: dict[str, Any]
+) -> None:
+    heldout = write_jsonl(tmp_path / "heldout.jsonl", decisions("demonstrations", 60, seed=4))
+    data = {"train": write_jsonl(tmp_path / "rows.jsonl", decisions(kind)), "heldout": heldout}
+    outcome = runs(method=method, data=data, fit={"learning_rate": 0.005}, **more)
+    assert outcome.after.grader == "accuracy" and outcome.after.reward.estimate > 0.8 and outcome.promoted
+
+
+def test_held_out_logs_judge_against_the_policy_that_wrote_them(tmp_path: Path, runs: Runs) -> None:
+    data = {"train": write_jsonl(tmp_path / "log.jsonl", decisions("logged", 600)), "heldout": 0.3}
+    settings = {"batch_size": 64, "epochs": 20}
+    outcome = runs(method="off_policy", data=data, off_policy=settings, fit={"learning_rate": 0.005})
+    assert abs(outcome.before.reward.estimate - 0.5) < 0.1, "a fair coin wrote the log"
+    assert outcome.after.reward.low > outcome.before.reward.high and outcome.promoted
+
+
+def test_held_out_pairs_say_whether_the_policy_moved_their_way(tmp_path: Path, runs: Runs) -> None:
+    data = {"train": write_jsonl(tmp_path / "pairs.jsonl", decisions("preferences", 300)), "heldout": 0.25}
+    outcome = runs(method="dpo", data=data, dpo={"epochs": 5}, fit={"learning_rate": 0.005})
+    assert outcome.before.reward.estimate == 0.5 and outcome.after.reward.low > 0.7
+
+
+def test_a_version_goes_on_learning_where_it_stopped(tmp_path: Path, runs: Runs) -> None:
+    first = runs("first", method="sft", data=table(tmp_path), save={"name": "buyers"})
+    rft = {"prompts": 16, "hopeless": "train"}
+    second = runs(
+        "second",
+        method="rft",
+        model={"kind": "classifier", "path": first.version_id},
+        data=table(tmp_path),
+        grader=COSTS,
+        rft=rft,
+        fit={"steps": 2},
+    )
+    assert second.before.reward.estimate == pytest.approx(-sum_of_costs(first, tmp_path), abs=0.4)
+
+
+def sum_of_costs(outcome: Outcome, tmp_path: Path) -> float:
+    told = json.loads((tmp_path / "first" / "classification.json").read_text())
+    (no_no, no_yes), (yes_no, yes_yes) = told["confusion"]
+    return float((no_yes + 5 * yes_no) / (no_no + no_yes + yes_no + yes_yes))
+
+
+def test_balanced_classes_have_the_same_say(tmp_path: Path) -> None:
+    from melior.cycles.lesson import by_class
+
+    rows = load_rows(recipe_of({"method": "sft", "model": {"kind": "classifier"}, "data": table(tmp_path)})).train
+    weighted = by_class(rows, "balanced")
+    sums = {label: sum(row.weight for row in weighted if row.output == label) for label in ("no", "yes")}
+    assert sums["no"] == pytest.approx(sums["yes"]) and sum(sums.values()) == pytest.approx(len(rows))
+    with pytest.raises(DataError, match="no weight for 'yes'"):
+        by_class(rows, {"no": 2.0})
+
+
+def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, store: Store) -> None:
+    recipe = recipe_of({"method": "sft", "model": {"kind": "classifier"}, "data": table(tmp_path)})
+    plan = dry_run(recipe, store)
+    assert plan.tokens is None and plan.decisions == plan.rows > 100 and plan.seconds is not None
+
+
+# ---------------------------------------------------------------------- slates
+
+
+def banner_log(tmp_path: Path, count: int) -> dict[str, Any]:
+    """Logged slates of a simulated shop, and its catalogue, as files."""
+    world = Banner("logit")
+    records = world.log(logging_policy(world), count, seed=0)
+    lines = []
+    for record in records:
+        request = record.inputs
+        told = {"context": dict(request.context), "viewed": request.viewed}
+        history = [{"item": past.item, "type": past.type} for past in request.history]
+        lines.append(
+            {
+                "request": {**told, "history": history},
+                "slate": list(record.output),
+                "log_probs": list(record.behavior_log_probs or ()),
+                "events": record.item["events"],
+            }
+        )
+    items = [{"id": item.id, "features": dict(item.features)} for item in world.catalogue]
+    return {
+        "train": write_jsonl(tmp_path / "log.jsonl", lines),
+        "catalogue": write_jsonl(tmp_path / "items.jsonl", items),
+    }
+
+
+def test_slates_are_learnt_against_a_simulated_shop(tmp_path: Path, runs: Runs) -> None:
+    outcome = runs(
+        method="rft",
+        model={"kind": "slate"},
+        slate={"width": 16},
+        data={"train": {"banner": "logit", "size": 400}, "heldout": 60},
+        rft={"prompts": 16, "hopeless": "train"},
+        fit={"steps": 3},
+    )
+    assert outcome.after.grader == "banner-logit" and len(outcome.after.items) == 60
+    assert all(len(example.output) == 5 for example in outcome.after.examples)
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert samples and "candidates" in json.dumps(samples[0])
+
+
+def test_slates_are_learnt_from_logs_with_points_for_events(tmp_path: Path, runs: Runs) -> None:
+    data = {**banner_log(tmp_path, 600), "heldout": 0.3}
+    outcome = runs(
+        method="off_policy",
+        model={"kind": "slate"},
+        slate={"width": 16},
+        grader=CLICKS,
+        data=data,
+        off_policy={"epochs": 1},
+        fit={"learning_rate": 0.001},
+    )
+    assert outcome.before.grader == outcome.after.grader == "events" and outcome.steps == 2
+
+
+# ---------------------------------------------------------------------- what people get wrong
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "told"),
+    [
+        ({"data": {"label": "bougt"}}, DataError, "did you mean 'bought'"),
+        ({"data": {"label": ""}}, DataError, "columns"),
+        ({"method": "rft"}, ConfigError, "write grader:"),
+        ({"model": {"kind": "classifer"}}, ConfigError, "model.kind"),
+        ({"model": {"kind": "language"}}, ConfigError, "model.path is missing"),
+        ({"evaluate": {"temperature": 0, "n": 3}}, ConfigError, "n must be 1"),
+        ({"classifier": {"hiden": 3}}, ConfigError, "unknown key"),
+        ({"sft": {"class_weights": "equal"}}, ConfigError, "class_weights"),
+        ({"data": {"train": {"banner": "logit", "size": 10}, "heldout": 5}}, ConfigError, "method: rft"),
+    ],
+)
+def test_a_mistake_is_told(
+    tmp_path: Path, runs: Runs, change: dict[str, Any], error: type[Exception], told: str
+) -> None:
+    recipe: dict[str, Any] = {"method": "sft", "model": {"kind": "classifier"}, "data": table(tmp_path, 60)}
+    for key, value in change.items():
+        recipe[key] = {**recipe[key], **value} if isinstance(recipe.get(key), dict) else value
+    with pytest.raises(error, match=told):
+        runs(**recipe)
+
+
+def test_a_log_without_propensities_is_refused(tmp_path: Path, runs: Runs) -> None:
+    rows = [{**row, "propensity": 0.5 if index else 0} for index, row in enumerate(decisions("logged", 40))]
+    with pytest.raises((DataError, MissingLogProbs), match="had no chance"):
+        runs(method="off_policy", data={"train": write_jsonl(tmp_path / "log.jsonl", rows)})
+
+
+def test_recipes_of_other_kinds_and_methods_stay_out_of_a_recipes_file(tmp_path: Path) -> None:
+    recipe = recipe_of({"method": "sft", "model": {"kind": "classifier"}, "data": table(tmp_path)})
+    assert "slate" not in recipe.to_dict() and "dpo" not in recipe.to_dict() and "classifier" in recipe.to_dict()
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "again.yaml") == recipe
