@@ -20,7 +20,7 @@ from melior.trainers.steps import Step, Term, digest, generator
 from melior.types import Record, Score
 
 Ratio = Literal["output", "prefix", "decision"]
-Credit = Literal["output", "to_go"]
+Credit = Literal["output", "to_go", "own"]
 Baseline = Literal["none", "mean", "model"]
 
 WATCHED = ("weight", "weight_square", "clipped", "impossible")  # means over the outputs that were computed
@@ -91,7 +91,8 @@ class OffPolicy:
 
     `credit="output"` gives every decision the whole reward; "to_go" the rewards of its own position and of those behind
     it, as `Score.decisions` has them: the same expectation wherever a position's reward does not depend on what is
-    decided behind it, with less variance.
+    decided behind it, with less variance. "own" gives each decision what its own position earned: the least variance by
+    far, and blind to what a decision does to other positions; what stands before it still counts.
 
     `baseline="mean"` subtracts the log's mean reward, which changes no expectation; "model" is doubly robust: the
     reward model of the steps speaks for every candidate, and weights correct its errors only (ratio "output" with one
@@ -138,9 +139,9 @@ class OffPolicy:
 
     def _advantages(self, batch: Batch) -> Tensor:  # [B, T]
         """What each decision's reward exceeds the baseline by; still to be weighed."""
-        if self.credit == "to_go" and "decision_rewards" not in batch.columns:
+        if self.credit != "output" and "decision_rewards" not in batch.columns:
             raise DataError(
-                'credit="to_go" needs what each decision earned (Score.decisions), which some scores lack; '
+                f'credit="{self.credit}" needs what each decision earned (Score.decisions), which some scores lack; '
                 'use a grader that tells decisions apart, or credit="output"'
             )
         columns = batch.columns
@@ -214,7 +215,7 @@ class OffPolicy:
 
     def _credited(self, weights: Tensor, advantages: Tensor) -> Tensor:  # [B, T]
         """What the log-prob of each decision is multiplied by."""
-        if self.credit == "output":
+        if self.credit != "to_go":
             return weights * advantages
         if self.ratio == "decision":
             return weights * _to_go(advantages)
