@@ -10,6 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.overrides import TorchFunctionMode
 from transformers import (
+    BertConfig,
+    BertModel,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -152,3 +154,18 @@ class AllDouble(TorchFunctionMode):
         if doubled and kwargs.get("dtype") == torch.float32:
             kwargs["dtype"] = torch.float64
         return function(*args, **kwargs)
+
+
+def tiny_encoder(folder_of: Callable[..., Path]) -> Path:
+    """A folder with a random text encoder whose every dropout is on, beside the tiny models."""
+    folder = folder_of("llama").parent / "tiny-encoder"
+    if not folder.exists():
+        config = BertConfig(
+            vocab_size=ROWS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+            max_position_embeddings=64, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            BertModel(config).save_pretrained(str(folder))
+        tiny_tokenizer(None).save_pretrained(str(folder))
+    return folder
