@@ -78,13 +78,19 @@ def show_outcome(outcome: Outcome, store: Any, where: str | None) -> None:
     notes = (outcome.note, outcome.stopped and f"stopped early: {outcome.stopped}", outcome.warning)
     for note in filter(None, notes):
         say(f"note      {note}")
+    for what, count in outcome.passed_over.items():
+        say(f"note      {count} × {what}")
+    for remark in outcome.after.notes:
+        say(f"note      {remark}")
     if outcome.dropped:
         say(f"note      {outcome.dropped} rows were longer than the context and taught nothing")
     say(f"training  {outcome.steps} steps, {outcome.tokens:,} decisions, {clock(outcome.seconds)}, {_saved(outcome)}")
     say(f"folder    {outcome.folder}")
     if (outcome.folder / "report.html").is_file():
         say(f"report    {outcome.folder / 'report.html'}")
-    say(f"try it    {program()} chat {version.id}{f' --store {where}' if where else ''}")
+    shop = f" --store {where}" if where else ""
+    tries = f"chat {version.id}" if outcome.kind == "language" else f"evaluate {version.id} --data ROWS"
+    say(f"try it    {program()} {tries}{shop}")
 
 
 def _saved(outcome: Outcome) -> str:

@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,14 @@ class Outcome:
     steps: int = 0
     skipped: int = 0  # updates whose loss or gradient was not finite
     dropped: int = 0  # training rows without a decision inside the context
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # what could not be read or used of rows, how often
     stopped: str = ""  # why training ended early
     choices: tuple[str, ...] = ()  # what "auto" became, with reasons
     warning: str = ""  # of over-fitting
     tokens: int = 0  # decisions learnt from, or generated (rft), in training
     seconds: float = 0.0  # of training; the evaluations carry their own
     baseline: Mapping[str, Any] | None = None  # of rft: what the policy earned on training tasks before its first step
+    kind: str = "language"  # of the policy
     layout: str = ""
     nodes: int = 0  # tokens computed in training passes, prefixes shared
     padded_tokens: int = 0  # what padded rows would have computed
@@ -212,11 +214,13 @@ class _Cycle:
             skipped=done.skipped,
             stopped=done.stopped,
             dropped=getattr(taught.steps, "dropped", 0),
+            passed_over={**policy.noticed, **getattr(taught.steps, "excluded", {})},
             choices=tuple(map(str, resolved.choices)),
             warning=overfitting(done.metrics, restored=done.best_step is not None),
             tokens=int(_total(done, "num_tokens" if recipe.method == "rft" else "decisions")),
             seconds=_total(done, "seconds"),
             baseline=baseline.to_json() if baseline else None,
+            kind=policy.kind,
             layout=policy.layout,
             nodes=int(_total(done, "nodes")),
             padded_tokens=int(_total(done, "padded_tokens")),

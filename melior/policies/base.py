@@ -8,6 +8,7 @@ decisions of one output in order, from the left: `mask[b]` is True for the first
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -171,6 +172,11 @@ class Policy(Trainable, Protocol):
         A sample is a function of (seed, step, input, sample number). `temperature=0` is the one best output, which has
         no behavior log-probs: nothing was left to chance.
         """
+        ...
+
+    @property
+    def noticed(self) -> Counter[str]:
+        """What was passed over while rows were read, and how often: unknown categories, items nobody knows."""
         ...
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -139,6 +140,11 @@ class LanguagePolicy:
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """All of them, frozen ones and those under an adapter too."""
         return self.backbone.model.parameters()
+
+    @property
+    def noticed(self) -> Counter[str]:
+        """Nothing: a text is read whole, or refused."""
+        return Counter()
 
     @property
     def computed(self) -> Mapping[str, int]:
