@@ -48,6 +48,7 @@ FRESH = 1000  # added to the recipe's seed for runs that confirm
 STARTUP = 4  # trials drawn at random before the search learns from them, and before any is given up
 ADAPTER_RATES, WHOLE_RATES = (1e-5, 5e-3), (1e-6, 5e-4)
 ADAPTER_RFT, WHOLE_RFT = (1e-5, 1e-3), (1e-7, 1e-5)
+LANGUAGE_RATES, OTHER_RATES = (1e-7, 1e-3), (1e-5, 1e-2)  # of preferences and logs; of classifiers and slates
 MEASURING = ("tune", "data", "gate", "evaluate", "save", "grader", "heldout_grader", "grading", "method", "seed")
 INSIDE = 2**0.5 - 1  # of a range: irrational, so no whole number lies there
 # Another model, or other tokens of the same row, and log-probs per decision cannot be compared.
@@ -328,6 +329,11 @@ def space_of(recipe: Recipe, found: Found) -> Space:
     """The settings to try: the recipe's own space, or what matters most for its method."""
     if recipe.tune.space is not None:
         return recipe.tune.space
+    if recipe.model.kind != "language" or recipe.method not in ("sft", "rft"):
+        low, high = LANGUAGE_RATES if recipe.model.kind == "language" else OTHER_RATES
+        own: Space = {f"{recipe.method}.batch_size": [16, 64, 256]}
+        own = {"rft.divide_by_std": [False, True]} if recipe.method == "rft" else own
+        return {"fit.learning_rate": Range(low=low, high=high, log=True), **own}
     fresh = (recipe.model.lora == "auto" and recipe.model.train == "all") or recipe.adapter is not None
     adapted = fresh or is_adapter(Path(found.path))
     if recipe.method == "sft":

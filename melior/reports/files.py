@@ -54,7 +54,8 @@ class RunFiles:
     def method(self) -> str:
         """`sft`, `rft`, or the name of the objective."""
         named = self.settings.get("method") or self.run.get("objective", {}).get("name", "")
-        return {"Supervised": "sft", "Reinforcement": "rft"}.get(named, str(named))
+        short = {"Supervised": "sft", "Reinforcement": "rft", "OffPolicy": "off_policy", "Dpo": "dpo"}
+        return short.get(named, str(named))
 
     @property
     def steps(self) -> int:

@@ -150,7 +150,13 @@ def _name(run: RunFiles) -> str:
 
 def _subtitle(run: RunFiles) -> str:
     model = (run.settings.get("model") or {}).get("path")
-    methods = {"sft": "Learning by demonstration (SFT)", "rft": "Learning from rewards (RFT)"}
+    methods = {
+        "sft": "Learning by demonstration (SFT)",
+        "rft": "Learning from rewards (RFT)",
+        "off_policy": "Learning from logs",
+        "dpo": "Learning from preferences (DPO)",
+        "awr": "Learning from ratings",
+    }
     method = methods.get(run.method, run.method or "Training")
     return f"{method}{f', from {model}' if model else ''}"
 
