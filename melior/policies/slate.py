@@ -63,7 +63,7 @@ class SlatePolicy:
     def __init__(self, config: Slate, network: SlateNetwork, known: Known, catalogue: Sequence[Item]) -> None:
         self.config, self.network, self.known = config, network, known
         self.reader = Reader(known, catalogue, positions=config.positions, history=config.history)
-        self.spent: Counter[str] = Counter()
+        self.spent = {"scores": 0}
         self.reference = copy.deepcopy(network).requires_grad_(False)
 
     # ------------------------------------------------------------------ making, loading and saving

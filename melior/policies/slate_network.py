@@ -86,7 +86,7 @@ class SlateNetwork(nn.Module):
         self.appeal = nn.Linear(width, 1)
         self.basket = _Basket(width, config.positions) if config.combinations else None
         self.fits = nn.Linear(width, width, bias=False) if config.combinations else None
-        self.kept: tuple[Shelf, list[int], Vectors] | None = None
+        self.kept: tuple[Shelf, list[Tensor], Vectors] | None = None
         for parameter in self.parameters():  # buffers stay as they are: edges of bins need their digits
             parameter.data = parameter.data.to(getattr(torch, config.precision))
 
@@ -130,7 +130,9 @@ class SlateNetwork(nn.Module):
         scores = torch.where(taken, -torch.inf, scores / heat[:, :, None])
         chosen = scores.gather(2, slots.clamp(min=0)[:, :, None])[:, :, 0] - scores.logsumexp(2)
         chosen = torch.where(mask & (slots >= 0), chosen, torch.where(mask, -torch.inf, 0.0).to(chosen))
-        return chosen if staged.shortlist is None else _mixture(chosen, plain, staged.share[asked][:, None])
+        if staged.shortlist is None:
+            return chosen
+        return torch.where(mask, _mixture(chosen, plain, staged.share[asked][:, None]), 0)
 
     def all_log_probs(
         self,
@@ -177,9 +179,10 @@ class SlateNetwork(nn.Module):
         """The items' vectors, kept from the last call where neither the weights nor the shelf have changed since."""
         if torch.is_grad_enabled():
             return self._computed(shelf)
-        weights = [parameter._version for parameter in self.parameters()]
-        if self.kept is None or self.kept[0] is not shelf or self.kept[1] != weights:
-            self.kept = (shelf, weights, self._computed(shelf))
+        parts = (self.item, self.offer, self.appeal, *([] if self.fits is None else [self.fits]))
+        weights = [self.ids, *(parameter for part in parts for parameter in part.parameters())]
+        if self.kept is None or self.kept[0] is not shelf or not all(map(torch.equal, weights, self.kept[1])):
+            self.kept = (shelf, [weight.clone() for weight in weights], self._computed(shelf))
         return self.kept[2]
 
     def _computed(self, shelf: Shelf) -> Vectors:
