@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,24 @@ class Choices:
         return len(self.ids)
 
     @property
+    def root(self) -> int:
+        """The node before every first token."""
+        return len(self.tokens)
+
+    @cached_property
+    def children(self) -> list[list[int]]:
+        """The nodes behind each node, the root's last."""
+        found: list[list[int]] = [[] for _ in range(self.root + 1)]
+        for node, parent in enumerate(self.parents.tolist()):
+            found[parent].append(node)
+        return found
+
+    @cached_property
+    def leaves(self) -> dict[int, int]:
+        """The last node of each choice → its number."""
+        return {int(path[-1]): choice for choice, path in enumerate(self.paths)}
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest choice."""
         return max(map(len, self.ids))
@@ -69,7 +87,7 @@ class Choices:
 
     def totals(self, log_probs: Tensor) -> Tensor:  # [N] -> [C] fp64
         """The log-prob of each choice, of its tokens' log-probs."""
-        inner = self.nodes < len(self.tokens)
+        inner = self.nodes < self.root
         nodes, members = self.nodes[inner].to(log_probs.device), self.members[inner].to(log_probs.device)
         total = torch.zeros(len(self), dtype=torch.float64, device=log_probs.device)
         return total.index_add(0, members, log_probs.double()[nodes])
@@ -81,7 +99,7 @@ class Choices:
         """
         nodes, members = self.nodes.to(weights.device), self.members.to(weights.device)
         there = weights.detach()[members]
-        peaks = weights.new_full((len(self.tokens) + 1,), -torch.inf).scatter_reduce(0, nodes, there, "amax")
+        peaks = weights.new_full((self.root + 1,), -torch.inf).scatter_reduce(0, nodes, there, "amax")
         peaks = peaks.clamp(min=torch.finfo(weights.dtype).min)  # a node without choices; -inf less -inf is no number
         sums = torch.zeros_like(peaks).index_add(0, nodes, torch.exp(weights[members] - peaks[nodes]))
         below = peaks + torch.log(sums)
@@ -90,7 +108,7 @@ class Choices:
     def entropies(self, branches: Tensor) -> Tensor:  # [N] -> [N]
         """The entropy in nats of the decision that each node is one outcome of."""
         parents = self.parents.to(branches.device)
-        bits = branches.new_zeros(len(self.tokens) + 1).index_add(0, parents, -branches.exp() * branches)
+        bits = branches.new_zeros(self.root + 1).index_add(0, parents, -branches.exp() * branches)
         return bits[parents]
 
 

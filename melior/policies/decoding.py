@@ -34,7 +34,7 @@ class CachedDecoder:
     def admit(self, requests: Sequence[tuple[Sequence[int], int]]) -> Tensor:  # [requests, D]
         """Computes prompts, shared prefixes once; returns each prompt's last state. `n` rows per request are added."""
         forest = grow([context for context, _ in requests]).to(self.backbone.device)
-        plan = _Prefill(forest.plan)
+        plan = Prefill(forest.plan)
         states = self.backbone.body(forest.tokens, forest.positions, plan)
         groups = [(path, size) for path, (_, n) in zip(forest.paths, requests, strict=True) for size in _sizes(n)]
         self._add_groups(plan, groups)
@@ -58,7 +58,7 @@ class CachedDecoder:
         if len(self.place) < COMPACT_BELOW * self.own_lengths.numel():
             self._pack()
 
-    def _add_groups(self, plan: _Prefill, groups: list[tuple[np.ndarray, int]]) -> None:
+    def _add_groups(self, plan: Prefill, groups: list[tuple[np.ndarray, int]]) -> None:
         old = len(self.prompt_lengths)
         device = self.backbone.device
         samples = max(self.own_lengths.shape[1], max(size for _, size in groups))
@@ -115,7 +115,7 @@ class CachedDecoder:
         self.place = torch.stack([position, slots], 1)
 
 
-class _Prefill:
+class Prefill:
     """A forest's attention that keeps the keys and values of every layer."""
 
     def __init__(self, plan: Any) -> None:

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from melior.policies.choices import Choices, portions, weigh
+from melior.policies.choices import Choices, Question, weigh
 from melior.policies.decoding import CachedDecoder, RecomputingDecoder
+from melior.policies.search import best_choices
 from melior.types import Finish, Sampling
 
 MAX_ROWS = 128  # rows decoded together; how the cost of a token falls up to there: benchmarks/scaling.md
 PREFILL_TOKENS = 2048  # prompt tokens computed in one forward pass
+SEARCH_FROM = 32  # tokens of choices behind a prompt from which the best is searched for; fewer are computed at once
 
 
 class Renders(Protocol):
@@ -94,7 +96,7 @@ class Engine:
     @torch.no_grad()
     def step(self) -> bool:
         """Admits what fits and decides one token for every row; False when nothing is left to do."""
-        self._weigh_choices()
+        self._choose()
         self._admit()
         if not self.rows:
             return bool(self.waiting or self.choosing)  # everything admitted may have ended at its first token
@@ -129,25 +131,48 @@ class Engine:
 
     # ------------------------------------------------------------------ inside
 
-    def _weigh_choices(self) -> None:
+    def _choose(self) -> None:
         """Answers requests that have choices, as many as one forward pass takes: a whole choice is one draw."""
-        questions = [(request.context, request.choices) for request in self.choosing if request.choices is not None]
-        part = next(portions(questions, PREFILL_TOKENS), [])
-        if not part:
+        if not self.choosing:
             return
-        for (_, choices), weights in zip(part, weigh(self.backbone, part), strict=True):
-            self._draw(self.choosing.popleft(), choices, weights)
+        search = self._searched(self.choosing[0])
+        part: list[Question] = []
+        tokens = 0
+        for request in self.choosing:
+            assert request.choices is not None
+            tokens += len(request.context) + (0 if search else request.choices.size)
+            full = tokens > PREFILL_TOKENS or len(part) >= self.max_rows
+            if (part and full) or self._searched(request) != search:
+                break
+            part.append((request.context, request.choices))
+        if search:
+            for (_, choices), best in zip(part, best_choices(self.backbone, part), strict=True):
+                request = self.choosing.popleft()
+                self._take(request, choices, [best] * request.settings.n)
+        else:
+            for (_, choices), weights in zip(part, weigh(self.backbone, part), strict=True):
+                self._draw(self.choosing.popleft(), choices, weights)
+
+    def _searched(self, request: Request) -> bool:
+        """Whether only the best of many choices is wanted, which need not compute them all."""
+        many = request.choices is not None and request.choices.size > SEARCH_FROM
+        return many and request.settings.temperature == 0 and self.backbone.layout == "forest"
 
     def _draw(self, request: Request, choices: Choices, weights: Tensor) -> None:
-        """Draws the samples of a request from its choices' log-probs [C], and hands them over."""
-        rows = [_row(request, number) for number in range(request.settings.n)]
-        uniforms = torch.tensor([float(row.uniforms[0]) for row in rows], dtype=torch.float64)
-        each = [request.settings] * len(rows)
-        drawn, _ = choose(weights.expand(len(rows), -1), each, uniforms)
-        branches = choices.branches(temper(weights[None], each[:1])[0])
-        for row, choice in zip(rows, drawn.tolist(), strict=True):
+        """Draws the samples of a request from its choices' log-probs [C]."""
+        numbers = range(request.settings.n)
+        uniforms = torch.tensor([float(_row(request, number).uniforms[0]) for number in numbers], dtype=torch.float64)
+        each = [request.settings] * request.settings.n
+        drawn, _ = choose(weights.expand(request.settings.n, -1), each, uniforms)
+        self._take(request, choices, drawn.tolist(), choices.branches(temper(weights[None], each[:1])[0]))
+
+    def _take(self, request: Request, choices: Choices, drawn: list[int], branches: Tensor | None = None) -> None:
+        """Hands over the choices that were drawn, with the log-probs of their tokens [N]."""
+        for number, choice in enumerate(drawn):
+            row = _row(request, number)
             row.decisions = list(choices.ids[choice])
-            row.log_probs = branches[torch.from_numpy(choices.paths[choice])].tolist()
+            if branches is not None:
+                row.log_probs = branches[torch.from_numpy(choices.paths[choice])].tolist()
             self.tokens += len(row.decisions)
             self._hand_over(row, "stop")
 
