@@ -10,7 +10,7 @@ from typing import Any
 from melior.cycles.kinds import Kind, kind_named
 from melior.cycles.kinds.classifier import costs_of, judged, truth_of
 from melior.cycles.ledger import record_evaluation
-from melior.cycles.measures import logged_scores, open_pool
+from melior.cycles.measures import LOGGED, logged_scores, open_pool
 from melior.cycles.models import Found, find_model
 from melior.cycles.recipe import recipe_of
 from melior.cycles.rows import read_tasks, task_of
@@ -118,7 +118,7 @@ def _measured(policy: Any, asked: Asked, pool: GraderPool | None, progress: Call
     some = rows.rows[: asked.items]
     if rows.kind == "logged":
         scores = pool.grade(some) if pool is not None else logged_scores(some)
-        name = pool.name if pool is not None else "reward"
+        name = pool.name if pool is not None else LOGGED
         return Measured(evaluate_logged(policy, some, scores, sampling=asked.sampling(policy.kind), grader=name))
     labelled = policy.kind == "classifier" and all(truth_of(row) for row in some)
     made = judged(policy, some, asked.reading.audit, costs=costs_of(asked.spec)) if labelled else None

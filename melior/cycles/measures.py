@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from melior.cycles.kinds import kind_named
-from melior.cycles.likelihood import preferred
+from melior.cycles.likelihood import PREFERRED, preferred
 from melior.cycles.models import with_judges
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
@@ -23,6 +23,8 @@ from melior.rewards.workers import GraderPool
 from melior.store import Store
 from melior.trainers.supervised import HeldoutLoss
 from melior.types import Record, Score
+
+LOGGED = "reward"  # the column of a log, in the place of a grader's name
 
 
 class Graded(Protocol):
@@ -70,13 +72,21 @@ class Measures:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    @property
+    def name(self) -> str:
+        """What evaluations of held-out rows are made by."""
+        if self.rows.heldout_kind == "logged":
+            return self.reward.name if self.reward is not None else LOGGED
+        if self.heldout is not None:
+            return self.heldout.name
+        return PREFERRED if self.rows.heldout_kind == "preferences" else self.kind.judge
+
     def evaluation(self, policy: Any, progress: Progress | None = None) -> Evaluation:
         """The policy on every held-out row, as it will be served."""
         rows, how = self.rows, self.recipe.evaluation
         if rows.heldout_kind == "logged":
             scores, drops = self.scores(rows.heldout), self.recipe.off_policy.incomplete
-            name = self.reward.name if self.reward is not None else "reward"
-            return evaluate_logged(policy, rows.heldout, scores, sampling=how, incomplete=drops, grader=name)
+            return evaluate_logged(policy, rows.heldout, scores, sampling=how, incomplete=drops, grader=self.name)
         if self.heldout is None and rows.heldout_kind == "preferences":
             return preferred(policy, rows.heldout)
         if self.heldout is None:
@@ -92,8 +102,7 @@ class Measures:
         if rows.heldout_kind != "logged" or self.recipe.model.path is not None:
             return self.evaluation(policy, progress)
         scores, drops = self.scores(rows.heldout), self.recipe.off_policy.incomplete
-        name = self.reward.name if self.reward is not None else "reward"
-        return evaluate_log(rows.heldout, scores, sampling=how, incomplete=drops, grader=name)
+        return evaluate_log(rows.heldout, scores, sampling=how, incomplete=drops, grader=self.name)
 
     def __call__(self, trainable: Any) -> Mapping[str, float]:
         """The same in a few numbers, for `fit` while it trains."""
@@ -130,7 +139,7 @@ def logged_scores(records: Sequence[Record]) -> list[Score]:
             f"{missing} of {len(records)} logged rows have no reward; write a column reward, or a grader that gives "
             "events their points: {type: events, points: …}"
         )
-    return [Score(value=float(record.item["reward"]), name="reward") for record in records]
+    return [Score(value=float(record.item["reward"]), name=LOGGED) for record in records]
 
 
 def open_pool(spec: GraderSpec, grading: Grading | None = None, store: Store | None = None) -> GraderPool:

@@ -179,7 +179,7 @@ class _Search:
             recipe=path,
             search_rows=len(self.rows.heldout),
             confirm_rows=len(self.confirm_rows.heldout),
-            measure=self.search.heldout.name if self.search.heldout else "log-prob per decision",
+            measure=self.search.name,
         )
         write_file(self.folder / "tune.json", json.dumps(made.to_json(), indent=1))
         return made

@@ -40,6 +40,8 @@ class Counts:
 class Kind(Protocol):
     """One kind of policy, as cycles see it."""
 
+    judge: str  # what evaluations call held-out demonstrations in the place of a grader
+
     def load(self, recipe: Recipe, found: Found, rows: Rows) -> Any:
         """The recipe's policy before its first step: loaded, or made for these rows."""
         ...

@@ -35,6 +35,8 @@ TRAINED = Pace(what="pre-trained encoders", sft=5e-5, limits=(5e-6, 1e-3), rft=1
 class Classifiers:
     """What a cycle must know of classifiers."""
 
+    judge = ACCURACY
+
     def load(self, recipe: Recipe, found: Found, rows: Rows) -> ClassifierPolicy:
         """The classifier of a folder, or one made for the training rows: it learns columns and scales of no others.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from melior.cycles.kinds.base import Counts, Pace
-from melior.cycles.likelihood import likelihood
+from melior.cycles.likelihood import LIKELIHOOD, likelihood
 from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
@@ -29,6 +29,8 @@ WHOLE = Pace(what="whole models", sft=2e-5, limits=(1e-6, 1e-4), rft=1e-6, dpo=1
 
 class Language:
     """What a cycle must know of language models."""
+
+    judge = LIKELIHOOD
 
     def load(self, recipe: Recipe, found: Found, rows: Rows) -> LanguagePolicy:
         """The recipe's policy before its first step.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from melior.cycles.kinds.base import Counts, Pace
-from melior.cycles.likelihood import likelihood
+from melior.cycles.likelihood import LIKELIHOOD, likelihood
 from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
@@ -23,6 +23,8 @@ SMALL = Pace(what="slate policies", sft=3e-3, limits=(1e-4, 2e-2), rft=1e-3, dpo
 
 class Slates:
     """What a cycle must know of slate policies."""
+
+    judge = LIKELIHOOD
 
     def load(self, recipe: Recipe, found: Found, rows: Rows) -> SlatePolicy:
         """The policy of a folder, or one made for the catalogue and the training requests.
