@@ -11,7 +11,7 @@ In JSON, as in a run's `classification.json`:
      "by_label": [{"label", "true", "decided", "precision", "recall", "f1", "auc"}],
      "confusion": [[…]], rows by truth, columns by decision, or null for several labels a row;
      "calibration": {"of", "bins": [{"low", "high", "rows", "foretold", "happened"}], "error", "chance", "chance_high",
-                     "debiased"} or null,
+                     "debiased", "sentence"} or null,
      "costs": [[…]] or null, "curve": {"thresholds", "costs", "best", "fair", "decided"} or null,
      "groups": [{"attribute", "groups": [{"name", "rows", "measures"}], "gaps", "sentence", "warnings"}],
      "items": […], "columns": {"correct": […], "log_prob": […], "cost": […]}}
@@ -72,6 +72,8 @@ class Classification:
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and mappings; `from_json` reads them back."""
         plain: dict[str, Any] = _plain(vars(self))
+        if self.calibration is not None:
+            plain["calibration"]["sentence"] = self.calibration.sentence
         return plain
 
     @classmethod
@@ -161,7 +163,10 @@ def _restored(found: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "confusion": _matrix(found["confusion"]),
         "calibration": calibration
-        and Calibration(**{**calibration, "bins": tuple(Bin(**each) for each in calibration["bins"])}),
+        and Calibration(
+            bins=tuple(Bin(**each) for each in calibration["bins"]),
+            **{name: value for name, value in calibration.items() if name not in ("bins", "sentence")},
+        ),
         "costs": _matrix(found["costs"]),
         "curve": curve
         and CostCurve(**{**curve, "thresholds": tuple(curve["thresholds"]), "costs": tuple(curve["costs"])}),

@@ -7,7 +7,7 @@ gap, one in twenty at most is said to have one. Groups too small to say anything
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -75,11 +75,11 @@ class Shares:
     """What groups are compared by: shares of rows among rows [N], and means of values [N]."""
 
     rates: Mapping[str, tuple[Bools, Bools]] = field(default_factory=dict)  # name → which count, and among which
-    means: Mapping[str, Floats] = field(default_factory=dict)
+    means: Mapping[str, tuple[Floats, Bounds]] = field(default_factory=dict)  # name → values, and where they can lie
     weights: Floats | None = None
     clusters: Sequence[Hashable] | None = None
 
-    def mean(self, values: Floats, index: Any, level: float, bounds: Bounds | None) -> Interval:
+    def mean(self, values: Floats, index: Any, level: float, bounds: Bounds) -> Interval:
         """The mean of values of the rows at `index`."""
         clusters = None if self.clusters is None else [self.clusters[row] for row in index.tolist()]
         weights = None if self.weights is None else self.weights[index]
@@ -124,8 +124,8 @@ def _measures(shares: Shares, index: Any, level: float) -> dict[str, Interval]:
         inside = index[among[index]]
         if len(inside) >= min(FEW, len(index)) and len(inside):
             found[name] = shares.mean(right[inside].astype(np.float64), inside, level, (0.0, 1.0))
-    for name, values in shares.means.items():
-        found[name] = shares.mean(values[index], index, level, None)
+    for name, (values, bounds) in shares.means.items():
+        found[name] = shares.mean(values[index], index, level, bounds)
     return found
 
 
@@ -177,11 +177,10 @@ def _furthest(
 
 
 def _sentence(attribute: str, groups: Sequence[Group], gaps: Sequence[Gap]) -> str:
-    """The largest gap in words: one that chance does not explain, if there is one."""
+    """The clearest gap in words, and whether chance explains it."""
     if not gaps:
         return f"{attribute}: fewer than two groups are large enough to compare."
-    rank: Callable[[Gap], tuple[bool, float]] = lambda gap: (gap.beyond_chance, gap.difference.estimate)  # noqa: E731
-    widest = max(gaps, key=rank)
+    widest = max(gaps, key=_weight)
     of = {group.name: group.measures for group in groups}
     told = (
         f"{attribute}: {widest.measure} is {of[widest.high][widest.measure].estimate:.3f} for {widest.high} and "
@@ -189,13 +188,12 @@ def _sentence(attribute: str, groups: Sequence[Group], gaps: Sequence[Gap]) -> s
     )
     if widest.beyond_chance:
         return f"{told}, more than chance alone would make."
-    return f"{told}, which chance alone could make; larger gaps than {_reach(gaps)} are unlikely."
+    return f"{told}, which chance alone could make; so few rows cannot rule out {widest.difference.high:.3f} either."
 
 
-def _reach(gaps: Sequence[Gap]) -> str:
-    """How wide a gap could be and stay unseen."""
-    ends = [max(abs(gap.difference.low), abs(gap.difference.high)) for gap in gaps]
-    return f"{max(ends):.3f}"
+def _weight(gap: Gap) -> float:
+    """How far a gap reaches beyond its uncertainty: measures have different units."""
+    return gap.difference.estimate / max(gap.difference.estimate - gap.difference.low, 1e-12)
 
 
 def _named(value: Any) -> str:

@@ -81,10 +81,10 @@ class Calibration:
     @property
     def sentence(self) -> str:
         """Whether the probabilities can be taken at their word, as far as so many rows can tell."""
-        told = f"calibration error {self.error:.3f} of {self.of}; right probabilities would show {self.chance:.3f}"
+        told = f"Calibration error {self.error:.3f} of {self.of}; right probabilities would show {self.chance:.3f}"
         if self.error > self.chance_high:
-            return f"{told}, and more than {self.chance_high:.3f} in one case of twenty: they are off"
-        return f"{told}, and up to {self.chance_high:.3f} by chance: nothing says that they are off"
+            return f"{told}, and more than {self.chance_high:.3f} in one case of twenty: they are off."
+        return f"{told}, and up to {self.chance_high:.3f} by chance: nothing says that they are off."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,7 +369,9 @@ class Judged:
         """What groups are compared by."""
         columns = self.columns()
         rates = {"accuracy": (columns[CORRECT] > 0, np.ones(len(self.truth), dtype=bool))}
-        means = {COST: columns[COST]} if self.costs is not None else {}
+        means: dict[str, tuple[Floats, Bounds]] = {}
+        if self.costs is not None:
+            means[COST] = columns[COST], (float(self.costs.min()), float(self.costs.max()))
         if self.positive:
             truth, called = self.truth[:, self.sought], self.decided[:, self.sought]
             rates |= {
@@ -378,7 +380,8 @@ class Judged:
                 f"share called {self.positive}": (called, np.ones(len(truth), dtype=bool)),
             }
             if self.probabilities is not None:
-                means[f"probability of {self.positive} above its share"] = self.probabilities[:, self.sought] - truth
+                above = self.probabilities[:, self.sought] - truth
+                means[f"probability of {self.positive} above its share"] = above, (-1.0, 1.0)
         return Shares(rates=rates, means=means, weights=self.weights, clusters=self.clusters)
 
     def notes(self) -> list[str]:

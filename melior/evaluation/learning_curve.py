@@ -5,8 +5,8 @@ items, so contestants are compared item by item and seed by seed. An interval sp
 subset and new starts at once: the variances over seeds and over items are added, each with its own degrees of freedom,
 so three seeds give honest, wide intervals and one seed gives none.
 
-Source: Owen 2007, Annals of Applied Statistics 1, arXiv:0712.1111 (variance of a mean over crossed factors); Satterthwaite
-1946, Biometrics Bulletin 2 (degrees of freedom of a sum of variances).
+Source: Owen 2007, Annals of Applied Statistics 1, arXiv:0712.1111 (the variance of a mean over crossed factors);
+Satterthwaite 1946, Biometrics Bulletin 2 (degrees of freedom of a sum of variances).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,10 @@ def learning_curve(
     | None = None,  # subsets keep the shares of labels, and hold each as soon as they can
     path: str | Path | None = None,  # results so far; a stopped run goes on from them
     progress: Progress | None = None,
-    higher_is_better: bool = True,
 ) -> LearningCurve:
     """Every contestant trained on the first `size` rows of every seed's order, and what that came to.
+
+    Values are read as the higher, the better.
 
     Raises:
         DataError: if a size is larger than there are rows, names or sizes repeat, seeds are fewer than two, contestants
@@ -219,7 +221,10 @@ def _sentence(
             f"{ahead} is ahead of {behind} in {metric} by {gap} at {last:,} labels, the most that were tried.{labels}"
         )
     if start == sizes[0]:
-        return f"Nothing tells {first} and {other} apart in {metric} at any size; at {last:,} labels they differ by {differences[last]}."
+        return (
+            f"Nothing tells {first} and {other} apart in {metric} at any size; at {last:,} labels they differ by "
+            f"{differences[last]}."
+        )
     return (
         f"From {start:,} labels on nothing tells {first} and {other} apart in {metric}: they differ by "
         f"{differences[start]} there, and by {differences[sizes[0]]} at {sizes[0]:,} labels.{labels}"
@@ -232,7 +237,7 @@ def _worth(first: Mapping[int, Interval], other: Mapping[int, Interval]) -> str:
     goal = first[sizes[0]].estimate
     if other[sizes[0]].estimate >= goal:
         return ""
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         low, high = other[before].estimate, other[after].estimate
         if low < goal <= high:
             share = (goal - low) / (high - low)
@@ -277,8 +282,8 @@ class _Results:
             self.kept["items"] = items
         if items != self.kept["items"]:
             raise DataError(
-                f"{one.name} was measured on {len(items)} items that are not the {len(self.kept['items'])} of the others; "
-                "measure all on the same, in the same order"
+                f"{one.name} was measured on {len(items)} items that are not the {len(self.kept['items'])} of the "
+                "others; measure all on the same, in the same order"
             )
         bad = [item for item, value in values.items() if not math.isfinite(value)]
         if bad:

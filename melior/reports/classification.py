@@ -135,7 +135,7 @@ def classification_section(found: Row) -> str:
     return (
         (f'<ul class="notes">{notes}</ul>' if notes else "")
         + f'<div class="two"><div>{_measures(told)}</div></div>'
-        + (f'<div class="grid">{charts}</div>' if charts else "")
+        + (f'<div class="grid even">{charts}</div>' if charts else "")
         + _worst(told)
         + _by_label(told)
         + groups
@@ -213,7 +213,9 @@ def _by_label(told: ClassificationFound) -> str:
     more = (
         f'<p class="note">The {len(rows)} labels of lowest F1; {left} more in classification.json.</p>' if left else ""
     )
-    head = ("label", "true", "decided", "precision", "recall", "F1", "area under ROC")
+    head = ["label", "true", "decided", "precision", "recall", "F1", "area under ROC"]
+    if all(one.auc is None for one in labels):
+        head, rows = head[:-1], [row[:-1] for row in rows]
     return f"<h3>By label</h3>{table(head, rows)}{more}" if rows else ""
 
 
@@ -237,7 +239,7 @@ def _groups(told: AttributeFound) -> str:
     )
     warned = "".join(f'<p class="note">{escaped(warning)}</p>' for warning in told.warnings)
     lead = f'<p class="lead">{escaped(told.sentence)}</p>' if told.sentence else ""
-    return f'<h3>By {escaped(told.attribute)}</h3>{lead}<div class="grid">{charts}</div>{warned}'
+    return f'<h3>By {escaped(told.attribute)}</h3>{lead}<div class="grid even">{charts}</div>{warned}'
 
 
 def interval_text(found: Estimate | None, whole: bool = False) -> str:

@@ -98,6 +98,6 @@ def _side_by_side(blocks: Sequence[str]) -> str:
         if block.startswith("<figure"):
             figures += block
             continue
-        told += (f'<div class="grid">{figures}</div>' if figures else "") + block
+        told += (f'<div class="grid even">{figures}</div>' if figures else "") + block
         figures = ""
     return told

@@ -45,8 +45,8 @@ def learning_section(found: Row, *, title: str = "") -> str:
         return ""
     of = f"{title}: " if title else ""
     note = (
-        f"{told.heldout:,} held-out items, {len(told.seeds)} seeds; bands are 95 % intervals for new items, new draws of "
-        "the labels and new starts, each size for itself."
+        f"{told.heldout:,} held-out items, {len(told.seeds)} seeds; bands are 95 % intervals for new items, new draws "
+        "of the labels and new starts, each size for itself."
     )
     name = told.metric[:1].upper() + told.metric[1:] if not title else told.metric
     charts = band_chart(f"{of}{name} by number of labels", note, told.lines, across="labels", logarithmic=True)
@@ -60,4 +60,4 @@ def learning_section(found: Row, *, title: str = "") -> str:
         levels=[("no difference", 0.0)],
     )
     sentences = "".join(f'<p class="lead">{escaped(one.sentence)}</p>' for one in told.comparisons if one.sentence)
-    return f'{sentences}<div class="grid">{charts}</div>'
+    return f'{sentences}<div class="grid even">{charts}</div>'

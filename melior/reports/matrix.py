@@ -10,7 +10,7 @@ from melior.reports.text import cut, escaped
 
 READABLE = 12  # labels up to which every cell has its numbers
 PAIRS = 20  # confusions that are listed
-LEFT, TOP = 92, 62  # room for names of true labels, and of decided ones
+LEFT, TOP = 92, 76  # room for names of true labels, and of decided ones
 FAINT, STRONG = 0.05, 0.85  # how dark the emptiest and the fullest cell are
 
 Matrix = Sequence[Sequence[float]]
@@ -63,7 +63,7 @@ def _cells(labels: Sequence[str], matrix: Matrix, shares: Matrix) -> tuple[float
     for index, label in enumerate(labels):
         middle = LEFT + side * (index + 0.5)
         steep = len(labels) > 3
-        turn = f' transform="rotate(-35 {middle:.1f} {TOP - 8})"' if steep else ""
+        turn = f' transform="rotate(-60 {middle:.1f} {TOP - 8})"' if steep else ""
         anchor = "start" if steep else "middle"
         drawn.append(
             f'<text x="{middle:.1f}" y="{TOP - 8}" text-anchor="{anchor}"{turn}>{_name(label)}</text>'
@@ -79,7 +79,7 @@ def _cells(labels: Sequence[str], matrix: Matrix, shares: Matrix) -> tuple[float
             drawn.append(
                 f'<rect class="cell {kind}" x="{x + 1:.1f}" y="{y + 1:.1f}" width="{side - 2:.1f}" '
                 f'height="{tall - 2:.1f}" fill-opacity="{strength:.2f}">'
-                f"<title>{escaped(labels[row])} called {escaped(labels[column])}: {count:,.4g}, {share:.1%}</title></rect>"
+                f"<title>{_told(labels[row], labels[column], count, share)}</title></rect>"
                 f"{_inside(x + side / 2, y + tall / 2, count, share, len(labels), ink)}"
             )
     return TOP + tall * len(labels) + 4, "".join(drawn) + _titles()
@@ -111,9 +111,9 @@ def _heat(labels: Sequence[str], matrix: Matrix, shares: Matrix) -> tuple[float,
             kind = "right" if row == column else "wrong"
             strength = share if row == column else min(1.0, 0.25 + 3 * share)
             drawn.append(
-                f'<rect class="cell {kind}" x="{left + side * column:.2f}" y="{top + side * row:.2f}" width="{side:.2f}" '
-                f'height="{side:.2f}" fill-opacity="{max(FAINT, strength):.2f}">'
-                f"<title>{escaped(labels[row])} called {escaped(labels[column])}: {count:,.4g}, {share:.1%}</title></rect>"
+                f'<rect class="cell {kind}" x="{left + side * column:.2f}" y="{top + side * row:.2f}" '
+                f'width="{side:.2f}" height="{side:.2f}" fill-opacity="{max(FAINT, strength):.2f}">'
+                f"<title>{_told(labels[row], labels[column], count, share)}</title></rect>"
             )
     drawn.append(
         f'<text x="{left}" y="13">decided →</text>'
@@ -122,10 +122,14 @@ def _heat(labels: Sequence[str], matrix: Matrix, shares: Matrix) -> tuple[float,
     return WIDTH, "".join(drawn)
 
 
+def _told(true: str, decided: str, count: float, share: float) -> str:
+    return escaped(f"{true} called {decided}: {count:,.4g}, {share:.1%}")
+
+
 def _titles() -> str:
-    return f'<text x="{LEFT - 6}" y="12" text-anchor="end">true ↓ decided →</text>'
+    return '<text x="0" y="12">true ↓ decided →</text>'
 
 
 def _name(label: str) -> str:
-    shown, left = cut(label, 13)
+    shown, left = cut(label, 12)
     return escaped(f"{shown}…" if left else shown)

@@ -6,6 +6,7 @@ Every picture is a figure with a title, what to look for, and its numbers as a t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from melior.reports.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, mark, round_ticks
@@ -16,6 +17,8 @@ ROW = 40  # pixels of one estimate: its name, and its interval below it
 NAME = 44  # characters of a name in a picture
 LOG_STEPS = (1, 2, 5)  # ticks of a logarithmic axis, times powers of ten
 MOST_TICKS = 7
+NUMBER = re.compile(r"[-−+.,%∞\[\]\d ]{1,32}")
+PLAIN = (0.02, 100.0)  # axes that span so much have numbers with three decimals
 Level = tuple[str, float]  # a name, and where its line lies
 
 
@@ -43,11 +46,14 @@ def band_chart(
             f'<text class="tag" x="{WIDTH - RIGHT}" y="{y - 4 + 15 * (place % 2):.1f}" text-anchor="end">'
             f"{escaped(cut(name, NAME)[0])}</text>"
         )
+    drawn += "".join(
+        f'<line class="level" x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        for _, x in marks
+    )
     for place, (name, value) in enumerate(marks):
         x = frame.x(value)
         anchor, shift = ("start", 4) if x < WIDTH / 2 else ("end", -4)
         drawn += (
-            f'<line class="level" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
             f'<text class="tag" x="{x + shift:.1f}" y="{TOP + 9 + 14 * place}" text-anchor="{anchor}">'
             f"{escaped(cut(name, NAME)[0])}</text>"
         )
@@ -88,7 +94,8 @@ def estimates_chart(title: str, note: str, rows: Sequence[Named], *, level: Leve
         left, right = (end if end is not None else edge for end, edge in ((row.low, low), (row.high, high)))
         drawn += (
             f'<text class="name" x="2" y="{y + 13}">{escaped(cut(row.name, NAME)[0])}</text>'
-            f'<text class="figure" x="{WIDTH - 2}" y="{y + 13}" text-anchor="end">{short(row.estimate)}</text>'
+            f'<text class="figure" x="{WIDTH - 2}" y="{y + 13}" text-anchor="end">'
+            f"{_plain(row.estimate, high - low)}</text>"
             f'<line class="whisker s0" x1="{x(left):.1f}" x2="{x(right):.1f}" y1="{y + 25}" y2="{y + 25}"/>'
             f'<circle class="dot s0" cx="{x(row.estimate):.1f}" cy="{y + 25}" r="4.5"/>'
         )
@@ -103,6 +110,7 @@ def reliability_chart(title: str, note: str, bins: Sequence[Point], counts: Sequ
     if not bins:
         return ""
     side, strip, left = 250, 34, 44
+    centre = 8 + side / 2
     height = side + strip + 40
 
     def x(value: float) -> float:
@@ -124,24 +132,25 @@ def reliability_chart(title: str, note: str, bins: Sequence[Point], counts: Sequ
         low, high = (end if end is not None else point.estimate for end in (point.low, point.high))
         tall = max(2.0, (strip - 6) * rows / most)
         told = f"{rows} rows foretold {short(point.x)}: {short(point.estimate)} came true"
+        at = f"{x(point.x):.1f}"
         drawn += (
-            f'<line class="whisker s0" x1="{x(point.x):.1f}" x2="{x(point.x):.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}"/>'
-            f'<circle class="dot s0" cx="{x(point.x):.1f}" cy="{y(point.estimate):.1f}" r="4.5">'
+            f'<line class="whisker s0" x1="{at}" x2="{at}" y1="{y(low):.1f}" y2="{y(high):.1f}"/>'
+            f'<circle class="dot s0" cx="{at}" cy="{y(point.estimate):.1f}" r="4.5">'
             f"<title>{escaped(told)}</title></circle>"
-            f'<rect class="bin" x="{x(point.x) - 3:.1f}" y="{8 + side + strip - tall:.1f}" width="6" height="{tall:.1f}">'
-            f"<title>{rows} rows</title></rect>"
+            f'<rect class="bin" x="{x(point.x) - 3:.1f}" y="{8 + side + strip - tall:.1f}" width="6" '
+            f'height="{tall:.1f}"><title>{rows} rows</title></rect>'
         )
     drawn += (
         f'<text x="{left + side / 2}" y="{height - 3}" text-anchor="middle">foretold</text>'
-        f'<text x="12" y="{8 + side / 2}" text-anchor="middle" transform="rotate(-90 12 {8 + side / 2})">happened</text>'
+        f'<text x="12" y="{centre}" text-anchor="middle" transform="rotate(-90 12 {centre})">happened</text>'
     )
-    table = [
+    rows_told = [
         (short(point.x), short(point.estimate), *_cells(point)[1:], f"{rows:,}")
         for point, rows in zip(bins, counts, strict=True)
     ]
     told = f"{len(bins)} bins, from {short(bins[0].x)} foretold to {short(bins[-1].x)}"
     head = ("foretold", "happened", "95 % interval", "rows")
-    return figure(title, note, svg(title, told, drawn, height, left + side + 14), (head, table))
+    return figure(title, note, svg(title, told, drawn, height, left + side + 14), (head, rows_told))
 
 
 def figure(
@@ -160,17 +169,21 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Rows under a head, the first cell of each its name; it scrolls where it is too wide."""
     top = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in head)
     titled = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
-    body = "".join(
-        f'<tr><th scope="row">{escaped(row[0])}</th>{"".join(f"<td>{escaped(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in rows
-    )
+    body = "".join(f'<tr><th scope="row">{escaped(row[0])}</th>{"".join(map(_td, row[1:]))}</tr>' for row in rows)
     return f'<div class="wide"><table>{titled}<tbody>{body}</tbody></table></div>'
+
+
+def _td(cell: object) -> str:
+    """A cell; a number or an interval is never broken over lines."""
+    number = ' class="n"' if NUMBER.fullmatch(str(cell)) else ""
+    return f"<td{number}>{escaped(cell)}</td>"
 
 
 def svg(title: str, told: str, drawn: str, height: float = HEIGHT, width: float = WIDTH) -> str:
     """An SVG that says in words what it shows."""
+    broad = " broad" if width > WIDTH else ""
     return (
-        f'<svg class="still" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escaped(title)}: '
+        f'<svg class="still{broad}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escaped(title)}: '
         f'{escaped(told)}"><title>{escaped(title)}</title><desc>{escaped(told)}</desc>{drawn}</svg>'
     )
 
@@ -253,6 +266,11 @@ def _cells(found: Estimate) -> tuple[str, str]:
         return short(found.estimate), "—"
     low, high = (edge if end is None else short(end) for end, edge in ((found.low, "−∞"), (found.high, "∞")))
     return short(found.estimate), f"[{low}, {high}]"
+
+
+def _plain(value: float, span: float) -> str:
+    """A number with as many decimals as its neighbours on an axis that spans so much."""
+    return f"{value:.3f}".replace("-", "−") if PLAIN[0] <= span < PLAIN[1] else short(value)
 
 
 def _at(level: Level | None) -> list[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
@@ -45,11 +44,6 @@ class Named(Estimate):
 def read_as(kind: type[T], found: Any) -> T | None:
     """What a JSON object says, as `kind`; None where it is no such thing. Fields that `kind` lacks are passed over."""
     try:
-        return _adapter(kind).validate_python(found)  # type: ignore[no-any-return]
+        return TypeAdapter(kind).validate_python(found)
     except ValidationError:
         return None
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)

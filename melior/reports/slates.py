@@ -4,7 +4,7 @@ Reads `slates.json` of a run's folder. Every part may be missing; what is there 
 are the schema, so a writer fills them and calls `write_slates`:
 
     {"title": "Banner of five", "notes": [sentence],
-     "policies": [{"name", "estimate", "low", "high"}], "what": "expected points per slate", "baseline": "logging policy",
+     "policies": [{"name", "estimate", "low", "high"}], "what": "expected points per slate", "baseline": "logging",
      "pairs": [{"first", "second", "learned", "low", "high", "true"}], "pairs_what": "points more than apart",
      "after": {"what": "probability of the first place", "rows": [history], "columns": [item], "values": [[0.12, …]],
                "true": [[…]]},
@@ -121,7 +121,7 @@ def slates_section(found: Row | Slates) -> str:
     charts = _policies(told) + "".join(_curve(each) for each in told.curves)
     return (
         (f'<ul class="notes">{notes}</ul>' if notes else "")
-        + (f'<div class="grid">{charts}</div>' if charts else "")
+        + (f'<div class="grid even">{charts}</div>' if charts else "")
         + _pairs(told)
         + _grid("Which item after which history", told.after)
         + _grid("Which item in which place", told.places)
