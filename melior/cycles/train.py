@@ -267,12 +267,12 @@ class _Cycle:
         return resolved
 
     def _fit(self, policy: Any, taught: Lesson, measures: Measures) -> Run:
-        last = policy.computed
+        last = dict(policy.computed)
 
         def on_step(done: int, total: int, metrics: dict[str, float]) -> None:
             nonlocal last
             metrics |= {name: float(now - last[name]) for name, now in policy.computed.items()}
-            last = policy.computed
+            last = dict(policy.computed)
             if measures.latest is not None:
                 tell_heldout(self.folder, done, measures.latest)
                 measures.latest = None

@@ -69,7 +69,7 @@ class ClassifierPolicy:
         self.head = head
         default = 0.0 if inputs.kind == "table" else DROPOUT
         self.dropout = default if config.dropout is None else config.dropout
-        self._computed = {"rows": 0, "inputs": 0}
+        self._computed = {"outputs": 0, "inputs": 0}
         self.start = {name: tensor.detach().clone() for name, tensor in self.candidates()}
         self.origin = _digest_of(self.start)  # of the weights as loaded: a run goes on only from those it began with
 
@@ -184,7 +184,7 @@ class ClassifierPolicy:
 
     @property
     def computed(self) -> Mapping[str, int]:
-        """Rows that were scored with a gradient, and inputs read for them: outputs of one input share one."""
+        """Outputs that were scored with a gradient, and inputs read for them: outputs of one input share it."""
         return self._computed
 
     @property
@@ -294,7 +294,7 @@ class ClassifierPolicy:
 
     def _count(self, rows: int, inputs: int) -> None:
         if torch.is_grad_enabled():
-            self._computed["rows"] += rows
+            self._computed["outputs"] += rows
             self._computed["inputs"] += inputs
 
     def log_probs(self, examples: Sequence[Any]) -> list[Tensor]:
