@@ -69,6 +69,10 @@ def evaluate(
         from melior.cli.classification import show_classification
 
         show_classification(measured.classification)
+    for what, count in measured.passed_over.items():
+        say(f"note  {count} × {what}")
+    for remark in found.notes:
+        say(f"note  {remark}")
     for example in found.examples[:3]:
         say(f"{first_line(example.inputs)}  →  {first_line(example.output)}  ({example.value})")
 

@@ -69,6 +69,7 @@ class Measured:
 
     evaluation: Evaluation
     classification: Classification | None = None  # of a classifier, where the rows have labels
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # what could not be read of the rows, how often
 
 
 def evaluate_models(models: Sequence[str], asked: Asked, store: Store, told: Told) -> list[Measured]:
@@ -89,7 +90,8 @@ def evaluate_models(models: Sequence[str], asked: Asked, store: Store, told: Tol
             def progress(done: int, total: int, model: str = model) -> None:
                 told(f"evaluating {model}", done, total)
 
-            results.append(_measured(policy, asked, pool, progress))
+            made = _measured(policy, asked, pool, progress)
+            results.append(replace(made, passed_over=dict(policy.noticed)))
             if one.version is not None:
                 record_evaluation(store, results[-1].evaluation, version_id=one.version.id)
     return results
