@@ -15,7 +15,6 @@ A weight is the probability of what was decided under the policy in question, ov
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +24,10 @@ from melior.errors import ConfigError, DataError, ShapeError
 from melior.masking import select
 
 FEW = 100.0  # effective rows below which an estimate is mostly chance
+REWARDED = 30.0  # effective rows with a reward, below which 95 % intervals held the truth in 88 to 94 % of simulations
 SMALL = 0.1  # effective share of the rows below which a few of them decide
 DOMINANT = 0.1  # share of the whole weight in one row
 STRAY = 4.0  # standard errors that the mean weight may lie from 1
-STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)  # of shrinkage: from nearly the direct method to nearly none
 
 
 # ------------------------------------------------------------------ weights
@@ -92,7 +91,9 @@ def clipped(weights: Tensor, *, limit: float) -> Tensor:
 def shrunk(weights: Tensor, *, strength: float) -> Tensor:
     """λw / (w² + λ): nearly w where w² is far below λ = `strength`, and towards 0 where it is far above.
 
-    With `doubly_robust` this is DRos; λ → ∞ is plain doubly robust, λ → 0 the direct method.
+    With `doubly_robust` this is DRos; λ → ∞ is plain doubly robust, λ → 0 the direct method. With λ the number of
+    rows the bias vanishes faster than the interval. A λ chosen for its least error on the same rows makes better point
+    estimates and intervals that hold the truth far too rarely (docs/off-policy.md).
 
     Source: Su et al. 2020, arXiv:1907.09623, eq. 6 (optimistic shrinkage).
     """
@@ -106,26 +107,6 @@ def switched(weights: Tensor, *, limit: float) -> Tensor:
     Source: Wang, Agarwal & Dudík 2017, arXiv:1612.01205, §4.
     """
     return torch.where(weights <= _positive("limit", limit), weights, 0.0)
-
-
-def best_strength(
-    rewards: Tensor,  # [B]
-    weights: Tensor,  # [B]
-    predicted: Tensor,  # [B]
-    strengths: Sequence[float] = STRENGTHS,
-) -> float:
-    """The strength of `shrunk` whose doubly robust estimate has the least squared bias plus variance, by plug-in.
-
-    Source: Su et al. 2020, arXiv:1907.09623, §5 (model selection), with the sample bias in place of its bound.
-    """
-    residuals = rewards - predicted
-
-    def error(strength: float) -> float:
-        lower = shrunk(weights, strength=strength)
-        bias = float(((weights - lower) * residuals).mean())
-        return bias**2 + float((lower * residuals).var()) / len(rewards)
-
-    return min(strengths, key=error)
 
 
 # ------------------------------------------------------------------ one reward per output
@@ -338,6 +319,7 @@ class Overlap:
     largest: float  # weight
     dominant: float  # share of the whole weight in the heaviest row
     unused: int  # rows of weight 0
+    rewarded: float = math.inf  # effective rows that carry the reward: (Σ|wr|)² / Σ(wr)²
 
     @property
     def missing(self) -> float:
@@ -357,6 +339,11 @@ class Overlap:
                 f"one row of {self.rows} carries {self.dominant:.0%} of the weight (its own is {self.largest:.3g}); "
                 "clip or shrink weights, and expect the interval to be too narrow"
             )
+        if self.rewarded < REWARDED:
+            told.append(
+                f"the estimate rests on what {self.rewarded:.0f} rows earned, so its interval is too narrow; rewards "
+                "this rare need more rows"
+            )
         if abs(self.mean - 1) > STRAY * self.error:
             why = "decides what was never logged" if self.mean < 1 else "is held against propensities that are too low"
             told.append(
@@ -368,8 +355,9 @@ class Overlap:
 
 def overlap(
     weights: Tensor,  # [B]
+    rewards: Tensor | None = None,  # [B]
 ) -> Overlap:
-    """How far the weights let an estimate be trusted."""
+    """How far the weights let an estimate be trusted, and with the rewards how many rows it rests on."""
     total = float(weights.sum())
     spread = float(weights.std()) if len(weights) > 1 else 0.0
     return Overlap(
@@ -380,6 +368,7 @@ def overlap(
         largest=float(weights.max()) if len(weights) else 0.0,
         dominant=float(weights.max()) / total if total > 0 else 0.0,
         unused=int((weights == 0).sum()),
+        rewarded=math.inf if rewards is None else effective_sample_size((weights * rewards).abs()),
     )
 
 

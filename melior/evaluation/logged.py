@@ -7,8 +7,8 @@ estimator          needs              right where
 ips, snips         propensities       what the policy decides could have been logged
 dm                 a reward model     the model is right
 dr, sndr           both               either is
-dr_shrinkage       both               either is; large weights are shrunk by as much as seems to pay
-switch_dr          both               either is; beyond `limit` the model alone is believed
+dr_shrinkage       both               either is, nearly; large weights are shrunk
+switch_dr          both               either is, nearly; where weights are above `limit` the model alone is believed
 cascade_ips, _snips, _dr              a position's reward depends on nothing behind it; needs rewards by decision
 """
 
@@ -71,7 +71,8 @@ def evaluate_logged(
     Args:
         expects: the reward model of the estimators that need one; it must not have seen a row's own reward.
         limit: the largest weight; by default none, and √N for "switch_dr".
-        strength: of "dr_shrinkage"; by default the one whose bias and variance seem least.
+        strength: of "dr_shrinkage"; by default N, which leaves weights below √N nearly as they are, so that the bias
+            vanishes faster than the interval.
 
     Raises:
         ConfigError: if the estimator is unknown or lacks what it needs, or top-k or top-p cut off what is served.
@@ -90,7 +91,8 @@ def evaluate_logged(
         strength=strength,
     )
     values = {REWARD: found.contributions.tolist(), WEIGHT: found.weights.tolist()}
-    notes = [*off_policy.overlap(found.weights).warnings(), *_notes(found)]
+    rewards = torch.tensor([rollout.reward for rollout in found.log.rollouts], dtype=torch.float64)
+    notes = [*off_policy.overlap(found.weights, rewards).warnings(), *_notes(found)]
     evaluation = _evaluation(records, scores, found.log, values, sampling, grader, notes)
     return replace(evaluation, seconds=time.monotonic() - started)
 
@@ -215,8 +217,7 @@ def _whole(
     if estimator == "sndr":
         return off_policy.self_normalized_doubly_robust(rewards, weights, predicted, expected)
     if estimator == "dr_shrinkage":
-        strength = strength if strength is not None else off_policy.best_strength(rewards, weights, predicted)
-        weights = off_policy.shrunk(weights, strength=strength)
+        weights = off_policy.shrunk(weights, strength=strength if strength is not None else float(len(rewards)))
     if estimator == "switch_dr":
         weights = off_policy.switched(weights, limit=limit or math.sqrt(len(rewards)))
     return off_policy.doubly_robust(rewards, weights, predicted, expected)

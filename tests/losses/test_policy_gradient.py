@@ -15,6 +15,8 @@ from melior.losses.policy_gradient import (
     kl_penalty,
     overlong_penalty,
     policy_gradient_loss,
+    truncated_importance_loss,
+    truncated_importance_weights,
 )
 from melior.masking import count_decisions, mean_decisions, select, sum_decisions
 
@@ -92,6 +94,33 @@ def test_tensors_of_two_shapes_are_refused() -> None:
         clipped_surrogate_loss(draw(2, 3), draw(2, 3), draw(2, 1))
     with pytest.raises(ShapeError):
         kl_penalty(draw(2, 3), draw(1, 3))
+
+
+def test_truncated_weights_are_ratios_up_to_the_clip_and_carry_no_gradient() -> None:
+    behavior = torch.tensor([[-3.0, -1.0, -9.0, -2.0]], dtype=torch.float64)
+    log_probs = (behavior + torch.tensor([[0.0, math.log(3), 800.0, -math.inf]])).requires_grad_()
+    found = truncated_importance_weights(log_probs, behavior, clip=4.0)
+    assert found.tolist() == [pytest.approx([1.0, 3.0, 4.0, 0.0])] and not found.requires_grad
+    with pytest.raises(ShapeError):
+        truncated_importance_weights(log_probs, behavior[:, :2], clip=4.0)
+
+
+def test_the_slope_of_the_truncated_loss_is_weight_times_advantage() -> None:
+    behavior, log_probs = draw(3, 4, seed=4), draw(3, 4).requires_grad_()
+    weights = truncated_importance_weights(log_probs, behavior, clip=1.5)
+    assert 0 < int((weights == 1.5).sum()) < 12
+    found = gradient_of(truncated_importance_loss(log_probs, behavior, ADVANTAGES, clip=1.5), log_probs)
+    torch.testing.assert_close(found, -weights * ADVANTAGES)
+
+
+def test_unclipped_it_has_the_expected_gradient_of_the_reward_under_the_logging_policy() -> None:
+    logits, rewards = draw(6).requires_grad_(), draw(6, seed=2)
+    behavior = torch.log_softmax(draw(6, seed=3), 0)
+    log_probs = torch.log_softmax(logits, 0)
+    loss = truncated_importance_loss(log_probs, behavior, rewards, clip=1e9)
+    found = gradient_of(behavior.exp() * loss, logits)
+    expected = gradient_of(torch.log_softmax(logits, 0).exp() * rewards, logits)
+    torch.testing.assert_close(found, -expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
