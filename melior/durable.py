@@ -122,7 +122,7 @@ def verify_folder(path: Path) -> None:
         manifest = dict(json.loads((path / MANIFEST).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path} has no readable {MANIFEST}, so it was never finished; use an older one"
+            f"{path} has no readable {MANIFEST}: melior did not write it to its end; save it again, or use another"
         ) from error
     for name, digest in manifest.items():
         file = path / name

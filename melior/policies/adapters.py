@@ -59,8 +59,12 @@ def add_adapter(model: Any, lora: LoRA) -> PeftModel:
 
 
 def load_adapter(model: Any, folder: Path) -> PeftModel:
-    """The model with a trained adapter, still trainable."""
-    return fuse(PeftModel.from_pretrained(model, str(folder), is_trainable=True))
+    """The model with a trained adapter, still trainable; dropout that it was trained with elsewhere is switched off."""
+    loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    for name, module in loaded.named_modules():
+        if "lora_dropout" in name and isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return fuse(loaded)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -75,6 +75,9 @@ def adapted(module: Any) -> Adapted | None:
     if module.disable_adapters or module.merged or len(active) != 1 or active[0] not in module.lora_A:
         return None
     name, base = active[0], module.base_layer
+    dropout = module.lora_dropout[name]
+    if isinstance(dropout, torch.nn.Dropout) and dropout.p > 0 and dropout.training:
+        return None
     down, up = module.lora_A[name], module.lora_B[name]
     same = down.weight.dtype == base.weight.dtype
     if not same or name in module.lora_variant or up.bias is not None or base.weight.requires_grad:

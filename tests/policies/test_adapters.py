@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from tiny import AllDouble, tiny_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from melior.durable import MANIFEST
 from melior.errors import ConfigError, ModelError
 from melior.policies.adapters import LoRA, without_adapter
 from melior.policies.fused import _FusedBlock, _FusedMatrix, fuse
+from melior.policies.fused import adapted as plain_lora
 from melior.policies.language import LanguagePolicy
 from melior.types import Demonstration
 
@@ -53,6 +56,28 @@ def test_an_adapter_switched_off_is_the_base_bitwise(folder_of: Make) -> None:
     assert torch.equal(policy.reference_log_probs(batch), scores(plain).double())
     with pytest.raises(ModelError, match="no reference"):
         plain.reference_log_probs(batch)
+
+
+def test_an_adapter_trained_with_dropout_scores_without_it(folder_of: Make, tmp_path: Path) -> None:
+    """And as fast as any other: PEFT in eval mode is what it agrees with."""
+    adapted(folder_of("llama"), dtype="float32").save(tmp_path / "saved")
+    settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    (tmp_path / "saved" / "adapter_config.json").write_text(json.dumps({**settings, "lora_dropout": 0.5}))
+    (tmp_path / "saved" / MANIFEST).unlink()
+    policy = LanguagePolicy.load(tmp_path / "saved", dtype="float32", device="cpu")
+    assert policy.backbone.model.training and torch.equal(scores(policy), scores(policy))
+    modules = list(policy.backbone.model.modules())
+    assert any(isinstance(module.__dict__.get("forward"), _FusedBlock) for module in modules)
+    assert (scores(policy) - scores(adapted(folder_of("llama"), dtype="float32"))).abs().max() <= 1e-5
+
+
+def test_active_dropout_is_never_fused_away(folder_of: Make) -> None:
+    policy = adapted(folder_of("llama"))
+    layer = next(module for module in policy.backbone.model.modules() if hasattr(module, "lora_dropout"))
+    assert plain_lora(layer) is not None
+    layer.lora_dropout["default"] = torch.nn.Dropout(0.5)
+    assert plain_lora(layer.train()) is None
+    assert plain_lora(layer.eval()) is not None
 
 
 def test_every_matrix_is_fused(folder_of: Make) -> None:
