@@ -102,8 +102,12 @@ class OffPolicy:
     liked can then not be learnt away by making all of the log improbable. It needs large steps, with ratio and credit
     "output".
 
+    `frozen=True` weighs by the policy as it was made or loaded. Where rewards are not negative and `baseline` is
+    "none", this is a weighted likelihood, a lower bound of the value that cannot collapse on few outputs: the policy
+    learns to decide in proportion to what decisions earn, and is then served greedily.
+
     Source: Swaminathan & Joachims 2015, arXiv:1502.02362 and "The self-normalized estimator"; Precup et al. 2000;
-    Dudík et al. 2011, arXiv:1103.4601; Kiyohara et al. 2022, arXiv:2202.01562.
+    Dudík et al. 2011, arXiv:1103.4601; Kiyohara et al. 2022, arXiv:2202.01562; Le Roux 2016, arXiv:1612.08967 (frozen).
     """
 
     clip: float = 10.0  # the largest weight: one logged output never speaks for more than ten
@@ -111,6 +115,7 @@ class OffPolicy:
     credit: Credit = "output"
     baseline: Baseline = "mean"
     normalized: bool = False
+    frozen: bool = False  # weights of the policy as it was made or loaded, not of the policy under way
     beta: float = 0.0  # weight of KL(logging policy ‖ policy), which keeps to what was logged
     entropy: float = 0.0  # weight of the entropy bonus
 
@@ -123,6 +128,8 @@ class OffPolicy:
             raise ConfigError('baseline="model" needs ratio="prefix" (or "output" with one decision), not normalized')
         if self.normalized and (self.ratio, self.credit) != ("output", "output"):
             raise ConfigError('normalized=True has one weight and one reward per output: ratio and credit "output"')
+        if self.frozen and (self.normalized or self.baseline == "model"):
+            raise ConfigError("frozen=True weighs by the policy as it was made; it needs normalized=False and no model")
 
     @property
     def want(self) -> frozenset[Want]:
@@ -131,6 +138,8 @@ class OffPolicy:
 
     def prepare(self, step: Step, policy: Any) -> Step:
         batch = step.batch
+        if self.frozen:
+            batch = batch.with_columns(frozen_log_probs=policy.reference_log_probs(batch))
         if self.normalized:
             log_probs = score_all(policy, batch)
             weights = self._weights(log_probs, batch.columns["behavior_log_probs"], batch.mask)[:, 0]
@@ -182,7 +191,8 @@ class OffPolicy:
         mask = batch.mask.to(scored.log_probs.device)
         behavior = select(batch.columns["behavior_log_probs"].to(scored.log_probs), mask)
         advantages = batch.columns["advantages"].to(scored.log_probs)
-        weights = self._weights(scored.log_probs, behavior, mask)
+        weighed = batch.columns["frozen_log_probs"].to(scored.log_probs) if self.frozen else scored.log_probs
+        weights = self._weights(weighed, behavior, mask)
         # What this policy can no longer decide weighs nothing, and its logarithm has no gradient worth having.
         possible = mask & torch.isfinite(scored.log_probs)
         log_probs = select(scored.log_probs, possible)
