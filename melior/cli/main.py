@@ -11,7 +11,7 @@ import warnings
 
 import typer
 
-from melior.cli import chat, check, convert, demo, evaluate, grade, models, pull, runs, sandbox, train, tune
+from melior.cli import chat, check, convert, decide, demo, evaluate, grade, models, pull, runs, sandbox, train, tune
 from melior.cli.output import Errors
 
 QUIET = {
@@ -34,6 +34,7 @@ app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
+app.command("decide")(decide.decide)
 app.command("grade")(grade.grade)
 app.command("convert")(convert.convert)
 app.command("chat")(chat.chat)
@@ -73,6 +74,7 @@ def options(
     melior evaluate MODEL --data rows.jsonl        rewards on held-out data, with intervals
     melior compare before.json after.json          paired difference and the gate's verdict
     melior chat MODEL                              talk to a model
+    melior decide MODEL rows.csv                   what a policy decides for rows, and how surely
     """
 
 

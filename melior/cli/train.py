@@ -89,7 +89,7 @@ def show_outcome(outcome: Outcome, store: Any, where: str | None) -> None:
     if (outcome.folder / "report.html").is_file():
         say(f"report    {outcome.folder / 'report.html'}")
     shop = f" --store {where}" if where else ""
-    tries = f"chat {version.id}" if outcome.kind == "language" else f"evaluate {version.id} --data ROWS"
+    tries = f"chat {version.id}" if outcome.kind == "language" else f"decide {version.id} ROWS"
     say(f"try it    {program()} {tries}{shop}")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from melior.cycles.kinds import Kind, kind_named
 from melior.cycles.kinds.classifier import costs_of, judged, truth_of
 from melior.cycles.ledger import record_evaluation
+from melior.cycles.lesson import noticing
 from melior.cycles.measures import LOGGED, logged_scores, open_pool
 from melior.cycles.models import Found, find_model
 from melior.cycles.recipe import recipe_of
@@ -90,8 +91,7 @@ def evaluate_models(models: Sequence[str], asked: Asked, store: Store, told: Tol
             def progress(done: int, total: int, model: str = model) -> None:
                 told(f"evaluating {model}", done, total)
 
-            made = _measured(policy, asked, pool, progress)
-            results.append(replace(made, passed_over=dict(policy.noticed)))
+            results.append(_measured(policy, asked, pool, progress))
             if one.version is not None:
                 record_evaluation(store, results[-1].evaluation, version_id=one.version.id)
     return results
@@ -116,15 +116,31 @@ def _measured(policy: Any, asked: Asked, pool: GraderPool | None, progress: Call
     kind = kind_named(policy.kind)
     if asked.data.startswith(GENERATED):
         return Measured(_graded(policy, kind, _tasks(asked), asked, pool, progress))
-    rows = read_examples(asked.data, reading=asked.reading)
+    rows = read_examples(asked.data, reading=kind.reading(policy, asked.reading))
     some = rows.rows[: asked.items]
-    if rows.kind == "logged":
+    if policy.kind != "language":
+        tasks = [task_of(row) for row in some]
+        _, passed_over = noticing(policy, lambda: kind.check(policy, tasks, asked.sampling(policy.kind)))
+        return replace(_of_rows(policy, kind, rows.kind, some, asked, pool, progress), passed_over=passed_over)
+    return _of_rows(policy, kind, rows.kind, some, asked, pool, progress)
+
+
+def _of_rows(
+    policy: Any,
+    kind: Kind,
+    found: str,
+    some: list[Any],
+    asked: Asked,
+    pool: GraderPool | None,
+    progress: Callable[[int, int], None],
+) -> Measured:
+    if found == "logged":
         scores = pool.grade(some) if pool is not None else logged_scores(some)
         name = pool.name if pool is not None else LOGGED
         return Measured(evaluate_logged(policy, some, scores, sampling=asked.sampling(policy.kind), grader=name))
     labelled = policy.kind == "classifier" and all(truth_of(row) for row in some)
     made = judged(policy, some, asked.reading.audit, costs=costs_of(asked.spec)) if labelled else None
-    if pool is None and policy.kind != "language" and rows.kind == "demonstrations":
+    if pool is None and policy.kind != "language" and found == "demonstrations":
         return Measured(kind.measure(policy, some), made)
     if pool is None:
         raise ConfigError(f"nobody grades the answers to {asked.data}; give --grader")

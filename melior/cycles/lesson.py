@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from melior.cycles.auto import Resolved
 from melior.cycles.kinds import kind_named
@@ -24,6 +24,8 @@ from melior.trainers.ratings import advantage_weighted
 from melior.trainers.reinforcement import Rollouts
 from melior.trainers.supervised import Examples, Supervised
 from melior.types import Demonstration
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,13 @@ def load_trainable(recipe: Recipe, found: Found, rows: Rows) -> Any:
     policy = kind_named(recipe.model.kind).load(recipe, found, rows)
     freeze(recipe, policy)
     return policy
+
+
+def noticing(policy: Any, call: Callable[[], T]) -> tuple[T, Counter[str]]:
+    """What a call returns, and what the policy passed over of the rows it read meanwhile."""
+    before = Counter(policy.noticed)
+    made = call()
+    return made, Counter(policy.noticed) - before
 
 
 def check_tasks(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> None:

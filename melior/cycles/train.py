@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from melior.cycles.auto import Resolved, check_rows, is_settled, resolve
 from melior.cycles.baseline import Baseline, declared_bounds, judged, sample_baseline
 from melior.cycles.folders import alone, claim
 from melior.cycles.ledger import record_evaluation, record_gate
-from melior.cycles.lesson import Lesson, check_tasks, lesson, load_trainable
+from melior.cycles.lesson import Lesson, check_tasks, lesson, load_trainable, noticing
 from melior.cycles.measures import Measures, headline, kept, read_evaluation
 from melior.cycles.models import Found, find_model
 from melior.cycles.plan import Plan, plan_run
@@ -36,11 +37,11 @@ from melior.errors import StoreError
 from melior.evaluation.compare import compare
 from melior.evaluation.evaluate import Evaluation
 from melior.evaluation.gates import Verdict, decide
+from melior.evaluation.overfitting import overfitting
 from melior.registry import Registry
 from melior.reports.write import Reporter
 from melior.store import Store
 from melior.trainers.loop import Run, fit
-from melior.trainers.overfitting import overfitting
 from melior.trainers.trackers import trackers_of
 
 Report = Callable[[str, int, int, str], None]  # what is going on, how much is done, of how much, a note
@@ -157,6 +158,7 @@ class _Cycle:
         self.found = find_model(recipe.model.path, store)
         self.name = _name(recipe, self.found)  # before hours are spent
         self.page = Reporter(folder)
+        self.passed_over: Counter[str] = Counter()  # of the rows that are learnt from, each read once
 
     def run(self, before: Evaluation | None) -> Outcome:
         recipe = self.recipe
@@ -165,7 +167,9 @@ class _Cycle:
         with Measures(recipe, rows, self.store) as measures:
             self.report("loading the model", 0, 1, "")
             policy = load_trainable(recipe, self.found, rows)
-            check_tasks(recipe, policy, rows, measures)
+            self.passed_over = Counter(policy.noticed)
+            _, asked = noticing(policy, lambda: check_tasks(recipe, policy, rows, measures))
+            self.passed_over += asked if recipe.method == "rft" else Counter()
             dataset = self.store.add_dataset(rows.fingerprint, kind=rows.kind, path=rows.source, rows=len(rows.train))
             run_id = self._open_run(dataset.id)
             try:
@@ -193,7 +197,8 @@ class _Cycle:
             return measure(policy, lambda done, total: self.report(f"evaluating {when}", done, total, ""))
 
         resolved = self._resolved(policy, rows)
-        taught = lesson(resolved, recipe, policy, rows, measures, folder)
+        taught, read = noticing(policy, lambda: lesson(resolved, recipe, policy, rows, measures, folder))
+        self.passed_over += read
         if self.announce and not (folder / "run.json").exists():
             self.announce(plan_run(resolved, taught, policy, rows, measures))
         baseline = self._baseline(policy, rows, measures)
@@ -214,7 +219,7 @@ class _Cycle:
             skipped=done.skipped,
             stopped=done.stopped,
             dropped=getattr(taught.steps, "dropped", 0),
-            passed_over={**policy.noticed, **getattr(taught.steps, "excluded", {})},
+            passed_over={**self.passed_over, **getattr(taught.steps, "excluded", {})},
             choices=tuple(map(str, resolved.choices)),
             warning=overfitting(done.metrics, restored=done.best_step is not None),
             tokens=int(_total(done, "num_tokens" if recipe.method == "rft" else "decisions")),

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from melior.data.formats import canonical
+from melior.data.formats.rows import ColumnKind
 from melior.durable import durable_folder, verify_folder
 from melior.errors import ConfigError, DataError, ModelError
 from melior.policies import parameters
@@ -181,6 +182,11 @@ class ClassifierPolicy:
     def layout(self) -> str:
         """How rows are laid out."""
         return "rows"
+
+    @property
+    def columns(self) -> Mapping[str, ColumnKind]:
+        """What each column of a table is read as; none for pictures and texts."""
+        return self.inputs.columns
 
     @property
     def computed(self) -> Mapping[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 from torch.nn import functional
 
+from melior.data.formats.rows import ColumnKind
 from melior.errors import ConfigError, DataError, ModelError
 from melior.policies.inputs import uniforms
 from melior.policies.lite0 import Lite0, pretrained_lite0
@@ -59,6 +60,7 @@ class ImageInputs(nn.Module):
     """Features of pictures, brought to `size` × `size` and `channels` channels."""
 
     kind = "image"
+    columns: Mapping[str, ColumnKind] = {}
 
     def __init__(self, config: Pictures, *, backbone: str, size: int, channels: int) -> None:
         super().__init__()

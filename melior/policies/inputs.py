@@ -7,12 +7,14 @@ with the same seeds come the same features, and without seeds nothing is random,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from melior.data.formats.rows import ColumnKind
 
 SHUFFLES = (-4658895280553007687, -7723592293110705685)  # 0xBF58476D1CE4E5B9 and 0x94D049BB133111EB, as signed numbers
 GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15: streams of neighbouring numbers share nothing
@@ -27,6 +29,11 @@ class Inputs(Protocol):
     @property
     def width(self) -> int:
         """How many features (D)."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, ColumnKind]:
+        """What each column of a table's row is read as; none for pictures and texts."""
         ...
 
     @property

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
+from melior.data.formats.rows import ColumnKind
 from melior.errors import DataError
 from melior.policies.columns import KNOTS, UNKNOWN, Columns, Row
 from melior.policies.inputs import drop, uniforms
@@ -137,6 +138,12 @@ class TableInputs(nn.Module):
         self.features = TableFeatures(columns, config)
         self.width = self.features.width
         self.noticed: Counter[str] = Counter()
+
+    @property
+    def columns(self) -> Mapping[str, ColumnKind]:
+        """What each column is read as."""
+        read = self.features.columns
+        return {**dict.fromkeys(read.numeric, "number"), **dict.fromkeys(read.categorical, "text")}
 
     @classmethod
     def of(cls, rows: Sequence[Row], config: Table | None = None) -> TableInputs:

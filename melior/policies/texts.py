@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
+from melior.data.formats.rows import ColumnKind
 from melior.errors import DataError, ModelError
 from melior.policies.weights import resolve
 
@@ -37,6 +38,7 @@ class TextInputs(nn.Module):
     kind = "text"
     random = False
     pretrained = True
+    columns: Mapping[str, ColumnKind] = {}
 
     def __init__(self, model: Any, tokenizer: Any, config: Texts) -> None:
         super().__init__()

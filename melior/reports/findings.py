@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from melior.evaluation.overfitting import overfitting
 from melior.reports.curves import Curve, curve_of
 from melior.reports.files import RunFiles, number
 from melior.reports.text import short
@@ -12,7 +13,6 @@ FEW = 8  # steps that are named one by one
 GAP = 1e-3  # nats by which sampler and scorer may differ: ten times what rounding costs
 MOST_CUT = 0.3  # of completions cut at max_tokens: their rewards are those of unfinished work
 NO_CONTRAST = 0.8  # of groups: then most of what is sampled teaches nothing
-WORSE = 0.02  # of the best held-out loss: less is noise
 TAIL = 5  # last steps that a present state is read from
 
 
@@ -52,19 +52,10 @@ def _unfinite(run: RunFiles) -> Iterator[str]:
 
 
 def _trends(run: RunFiles) -> Iterator[str]:
-    if run.result.get("warning"):
-        yield str(run.result["warning"])
-    loss = curve_of(run, "heldout_loss")
-    if loss and not run.result.get("warning") and len(loss.points) >= 3:
-        best_step, best = min(loss.points, key=lambda point: point[1])
-        if loss.last > best + WORSE * abs(best):
-            chosen = run.status.get("best_step") is not None
-            remedy = "train for fewer epochs, or keep the best with fit.best_metric"
-            remedy = f"the weights after step {run.kept} were kept" if chosen else remedy
-            yield (
-                f"Held-out loss was lowest at step {best_step:.0f} ({short(best)}) and rose to {short(loss.last)}: "
-                f"over-fitting; {remedy}."
-            )
+    seen = [{name: value for name, value in row.items() if number(value) is not None} for row in run.metrics]
+    told = overfitting(seen, restored=run.status.get("best_step") is not None)
+    if told:
+        yield f"{told[0].upper()}{told[1:]}."
     for name, limit, sentence in (
         ("policy/sampler_gap", GAP, "Sampler and scorer differ by {} nats; log-probs of samples cannot be trusted."),
         ("completions/clipped_ratio", MOST_CUT, "{} of completions are cut at max_tokens; raise sampling.max_tokens."),

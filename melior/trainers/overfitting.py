@@ -11,14 +11,12 @@ Source: Zou and Donner 2008, Statistics in Medicine 27 (the interval of a differ
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from melior.errors import DataError
-from melior.reports.findings import WORSE
 from melior.statistics import Interval, mean_interval, separate_difference
 from melior.trainers.supervised import HeldoutLoss
 from melior.types import Demonstration
@@ -58,30 +56,6 @@ class FittingGap:
 def fitting_gap(train: Sequence[float], heldout: Sequence[float]) -> Interval:
     """How much more the loss of training rows fell than that of held-out rows, from each row's change in loss, nats."""
     return separate_difference(mean_interval(heldout), mean_interval(train))
-
-
-def overfitting(metrics: Sequence[Mapping[str, float]], *, restored: bool) -> str:
-    """What the evaluations say about over-fitting, in a sentence; empty where they say nothing against the run.
-
-    It is over-fitting when held-out loss rose from its lowest point by more than noise while that of training rows fell
-    or kept still, and the gap between them is beyond chance.
-    """
-    seen = [row for row in metrics if math.isfinite(row.get("heldout_loss", math.nan)) and "probe_loss" in row]
-    if len(seen) < 2:
-        return ""
-    best = min(range(len(seen)), key=lambda index: seen[index]["heldout_loss"])
-    low, last = seen[best], seen[-1]
-    rise, fall = last["heldout_loss"] - low["heldout_loss"], low["probe_loss"] - last["probe_loss"]
-    if rise <= WORSE * abs(low["heldout_loss"]) or fall < 0 or not last["fitting_gap_low"] > 0:
-        return ""
-    kept = (
-        "the weights from there are kept" if restored else "set sft.epochs: auto to stop there and keep those weights"
-    )
-    return (
-        f"over-fitting: held-out loss was lowest after step {int(low['step']) + 1} ({low['heldout_loss']:.3f}) and "
-        f"rose by {rise:.3f} while training rows' fell by {fall:.3f} (gap {last['fitting_gap']:.3f} "
-        f"[{last['fitting_gap_low']:.3f}, {last['fitting_gap_high']:.3f}]); {kept}"
-    )
 
 
 def _sample(rows: Sequence[Demonstration], count: int) -> list[Demonstration]:

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
+from melior.cycles.decisions import decide_rows
 from melior.cycles.evaluations import Asked, evaluate_models
 from melior.cycles.plan import dry_run
 from melior.cycles.recipe import load_recipe, recipe_of
 from melior.cycles.rows import load_rows
 from melior.cycles.train import Outcome, run_recipe
+from melior.data.formats import read_examples
 from melior.errors import ConfigError, DataError, MissingLogProbs
 from melior.rollouts.banner import Banner, logging_policy
 from melior.store import Store
+from melior.types import Sampling
 
 COSTS = {"type": "cost_matrix", "costs": {"no": {"yes": 1}, "yes": {"no": 5}}}
 CLICKS = {"type": "events", "points": {"click": 1, "cart": 3, "purchase": 10}}
@@ -111,7 +114,7 @@ def test_a_cost_matrix_moves_decisions_to_what_costs_less(tmp_path: Path, runs: 
     rft = {"prompts": 64, "hopeless": "train"}
     outcome = runs(method="rft", data=data, grader=COSTS, rft=rft, fit={"steps": 60, "learning_rate": 0.01})
     told = json.loads((tmp_path / "run" / "classification.json").read_text())
-    (no_no, no_yes), (yes_no, yes_yes) = told["confusion"]
+    (_, no_yes), (yes_no, yes_yes) = told["confusion"]
     assert outcome.after.reward.estimate >= outcome.before.reward.estimate
     assert yes_no < no_yes and yes_yes > yes_no, "it says yes where no would be dear"
     assert told["measures"]["cost"]["estimate"] == pytest.approx(-outcome.after.reward.estimate)
@@ -280,3 +283,32 @@ def test_recipes_of_other_kinds_and_methods_stay_out_of_a_recipes_file(tmp_path:
     assert "slate" not in recipe.to_dict() and "dpo" not in recipe.to_dict() and "classifier" in recipe.to_dict()
     (tmp_path / "again.yaml").write_text(recipe.to_yaml())
     assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+# ---------------------------------------------------------------------- deciding
+
+
+def test_decisions_of_chance_are_a_log_that_can_be_learnt_from(tmp_path: Path, store: Store, runs: Runs) -> None:
+    runs(method="sft", data=table(tmp_path), save={"name": "buyers"})
+    version = store.versions()[-1].id
+    fresh = [{**row, "colour": "mauve" if not index else row["colour"]} for index, row in enumerate(people(40, seed=8))]
+    unknown = write_csv(tmp_path / "unknown.csv", [{k: v for k, v in row.items() if k != "bought"} for row in fresh])
+    best, passed_over = decide_rows(version, unknown, store)
+    assert len(best) == 40 and all(one.probability >= 0.5 for one in best)
+    assert sum(count for what, count in passed_over.items() if "colour" in what) == 1, "counted once"
+    assert "log_probs" not in best[0].row() and best[0].row()["policy_version"] == version
+    drawn, _ = decide_rows(version, unknown, store, sampling=Sampling(temperature=1.0, seed=3))
+    rows = [
+        {**one.row(), "reward": float(one.record.output == row["bought"])}
+        for one, row in zip(drawn, fresh, strict=True)
+    ]
+    found = read_examples(write_jsonl(tmp_path / "log.jsonl", rows), "logged")
+    assert [record.behavior_log_probs for record in found.rows] == [one.record.behavior_log_probs for one in drawn]
+    assert all(0 < one.probability <= 1 for one in drawn)
+
+
+def test_a_missing_column_is_named(tmp_path: Path, store: Store, runs: Runs) -> None:
+    runs(method="sft", data=table(tmp_path), save={"name": "buyers"})
+    lacking = write_csv(tmp_path / "lacking.csv", [{"height": 1.0, "sex": "f"}])
+    with pytest.raises(DataError, match="no column 'colour'"):
+        decide_rows(store.versions()[-1].id, lacking, store)

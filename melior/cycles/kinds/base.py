@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
+from melior.data.formats.rows import Reading
 from melior.evaluation.evaluate import Evaluation
 from melior.types import Sampling, Task
 
@@ -52,6 +53,10 @@ class Kind(Protocol):
 
     def check(self, policy: Any, tasks: Sequence[Task], sampling: Sampling) -> None:
         """Nothing, if every task can be answered; before hours are spent on the others."""
+        ...
+
+    def reading(self, policy: Any, reading: Reading) -> Reading:
+        """How rows are read for a trained policy: as those that it learnt from."""
         ...
 
     def counts(self, policy: Any, rows: Rows, recipe: Recipe, steps: Any) -> Counts:

@@ -15,6 +15,7 @@ from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
 from melior.data.formats import fingerprint
+from melior.data.formats.rows import Reading
 from melior.durable import write_file
 from melior.errors import ConfigError, DataError
 from melior.evaluation.classification import Classification, classification
@@ -66,6 +67,10 @@ class Classifiers:
             DataError: naming the first that cannot.
         """
         policy.inputs.encode([task.inputs for task in tasks])
+
+    def reading(self, policy: ClassifierPolicy, reading: Reading) -> Reading:
+        """With every column of a table read as the same in all files: a few rows may hold nothing but numbers."""
+        return replace(reading, columns={**policy.columns, **reading.columns})
 
     def counts(self, policy: ClassifierPolicy, rows: Rows, recipe: Recipe, steps: Any) -> Counts:
         """One decision per row and label."""

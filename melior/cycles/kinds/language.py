@@ -13,6 +13,7 @@ from melior.cycles.likelihood import LIKELIHOOD, likelihood
 from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
+from melior.data.formats.rows import Reading
 from melior.errors import ConfigError, DataError
 from melior.evaluation.evaluate import Evaluation
 from melior.policies.adapters import LoRA, is_adapter
@@ -79,6 +80,10 @@ class Language:
                 f"and max_tokens={sampling.max_tokens} exceed the context of {policy.max_length}; shorten them, or "
                 "lower it"
             )
+
+    def reading(self, policy: LanguagePolicy, reading: Reading) -> Reading:
+        """The same: rows say of themselves what they are."""
+        return reading
 
     def counts(self, policy: LanguagePolicy, rows: Rows, recipe: Recipe, steps: Any) -> Counts:
         """Tokens by the policy's own tokenizer and template."""

@@ -12,6 +12,7 @@ from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
 from melior.data.catalogues import read_catalogue
+from melior.data.formats.rows import Reading
 from melior.errors import ConfigError
 from melior.evaluation.evaluate import Evaluation
 from melior.policies.kinds import kind_of
@@ -60,6 +61,10 @@ class Slates:
             DataError: naming the first that has not.
         """
         policy.reader.ask([task.inputs for task in tasks])
+
+    def reading(self, policy: SlatePolicy, reading: Reading) -> Reading:
+        """The same: rows say of themselves what they are."""
+        return reading
 
     def counts(self, policy: SlatePolicy, rows: Rows, recipe: Recipe, steps: Any) -> Counts:
         """One decision per position."""
