@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from melior.evaluation.overfitting import overfitting
 from melior.policies.language import LanguagePolicy
 from melior.trainers.loop import FitConfig, fit
-from melior.trainers.overfitting import FittingGap, fitting_gap, overfitting
+from melior.trainers.overfitting import FittingGap, fitting_gap
 from melior.trainers.supervised import Examples, supervised
 from melior.types import Demonstration
 
@@ -57,6 +58,13 @@ def test_a_rise_within_noise_is_not_called_over_fitting() -> None:
     for last, told in ((1.001, False), (1.1, True)):
         more = [*looks, {"step": 19.0, "heldout_loss": last, "probe_loss": 0.5, **gap}]
         assert overfitting(more, restored=True).startswith("over-fitting") == told
+
+
+def test_without_training_rows_beside_it_a_rise_takes_three_looks() -> None:
+    looks = [{"step": float(step), "heldout_loss": loss} for step, loss in enumerate((1.0, 0.5, 0.8))]
+    assert overfitting(looks[1:], restored=False) == ""
+    told = overfitting(looks, restored=False)
+    assert told.startswith("over-fitting: held-out loss was lowest after step 2 (0.500) and rose by 0.300; stop there")
 
 
 def test_what_is_general_is_not_called_over_fitting(learner: Callable[..., LanguagePolicy]) -> None:
