@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from melior.cycles.kinds.base import Counts, Pace
+from melior.cycles.kinds.learnt import tell_learnt
 from melior.cycles.likelihood import LIKELIHOOD, likelihood
 from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
@@ -86,4 +87,5 @@ class Slates:
         return likelihood(policy, rows)
 
     def tell(self, policy: SlatePolicy, rows: Rows, recipe: Recipe, folder: Path) -> None:
-        """Nothing more than every run tells."""
+        """What it learnt of items together and after one another, as slates.json."""
+        tell_learnt(policy, [row.inputs for row in rows.heldout or rows.train], folder)
