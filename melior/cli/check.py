@@ -33,6 +33,8 @@ def check(
     near: float = typer.Option(0.85, "--near", help="Share of text in common from which rows are near duplicates."),
     labels: bool = typer.Option(False, "--labels", help="Look for labels that are probably wrong."),
     languages: bool = typer.Option(True, "--languages/--no-languages", help="Look for rows in other languages."),
+    label: str = typer.Option("", "--label", help="The column that a table's rows are to be decided by."),
+    drop: list[str] = typer.Option([], "--drop", help="A column of a table that is not read; may be repeated."),
     group: str = typer.Option("group", "--group", help="The column that names a row's conversation or user."),
     ignore: list[str] = typer.Option([], "--ignore", help="A code neither to tell nor to fix; may be repeated."),
     only: list[str] = typer.Option([], "--only", help="The codes to tell and fix; may be repeated."),
@@ -50,9 +52,12 @@ def check(
     melior check train.jsonl
     melior check train.jsonl --heldout test.jsonl --fix clean.jsonl --report report.json
     melior check intents.csv --labels --only label-error
+    melior check credit.csv --label creditability --drop ID --heldout credit-test.csv
+    melior check photos/
     melior check chats.parquet --model smollm2-135m-instruct --max-length 2048
     """
     from melior.data.cleaning import CheckConfig, check_file
+    from melior.data.formats import Reading
 
     if codes:
         _show_codes(as_json)
@@ -69,6 +74,7 @@ def check(
         labels=labels,
         languages=languages,
         workers=workers or _workers(source),
+        reading=Reading(label=label, drop=tuple(drop), group="" if group == "group" else group),
     )
     found = check_file(source, config, heldout=heldout, fix=fix, count_tokens=_counter(model), progress=_reading)
     if report is not None:
@@ -184,7 +190,8 @@ def _show_tables(found: CheckReport) -> None:
         say()
         rows = [[name, *(f"{values[column]:,}" for column in columns)] for name, values in lengths.items()]
         say_table(["length", *columns], rows)
-    said = [f"{found.tables['distinct prompts']:,} distinct prompts"]
+    said = [f"{found.tables['distinct prompts']:,} distinct inputs"] if not lengths else []
+    said += [f"{found.tables['distinct prompts']:,} distinct prompts"] if lengths else []
     languages = found.tables.get("languages") or {}
     if languages:
         total = sum(languages.values())

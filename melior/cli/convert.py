@@ -27,6 +27,7 @@ def convert(
     alpaca: str = typer.Option(
         "joined", "--alpaca", help="Prompts of Alpaca rows: joined, or in the published wording."
     ),
+    label: str = typer.Option("", "--label", help="Of a table: the column to decide."),
     question: str = typer.Option("", "--question", help="Of a label export: the question whose answers count."),
     prompt_field: str = typer.Option("", "--prompt-field", help="Of a label export: the field that is the prompt."),
     listed: bool = typer.Option(False, "--list", help="Show all formats, each with a row."),
@@ -40,6 +41,7 @@ def convert(
     melior convert labels.json --to dpo --out pairs.parquet
     melior convert faq.csv --rename question=prompt --rename answer=completion --out faq.jsonl
     melior convert hub:owner/name@train --out rows.jsonl
+    melior convert credit.csv --label creditability --out credit.parquet
     """
     if listed:
         _list(as_json)
@@ -58,6 +60,7 @@ def convert(
     reading = Reading(
         rename={old: new for old, _, new in renamed},
         alpaca="published" if alpaca == "published" else "joined",
+        label=label,
         question=question,
         prompt_field=prompt_field,
     )

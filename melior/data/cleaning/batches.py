@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 from melior.data.cleaning.examine import Examined, Examiner
 from melior.data.cleaning.languages import Sample
 from melior.data.cleaning.views import strings
-from melior.data.readers import Line, Problem, read_rows
+from melior.data.readers import Line, Problem
 
 ROWS, CHARACTERS = 1024, 1 << 20  # of a batch; a longer row is a batch of its own
 WAITING = 2  # batches per worker
@@ -19,11 +18,11 @@ WAITING = 2  # batches per worker
 Batch = list[Line | Problem]
 
 
-def batches(source: str | Path) -> Iterator[Batch]:
-    """The rows of a source in batches."""
+def batches(lines: Iterable[Line | Problem]) -> Iterator[Batch]:
+    """Rows in batches."""
     batch: Batch = []
     size = 0
-    for line in read_rows(source):
+    for line in lines:
         batch.append(line)
         size += sum(map(len, strings(line.row))) if isinstance(line, Line) else 0
         if len(batch) >= ROWS or size >= CHARACTERS:

@@ -20,6 +20,7 @@ from melior.data.cleaning import relations, tables
 from melior.data.cleaning.batches import Batch, batches, examined
 from melior.data.cleaning.codes import CODES, code_named
 from melior.data.cleaning.collect import Collected
+from melior.data.cleaning.columns import ColumnSurvey
 from melior.data.cleaning.examine import FACTS, UNUSABLE, Examined, Examiner
 from melior.data.cleaning.fix import Plan, files_of, write_fixed
 from melior.data.cleaning.label_errors import MOST_ROWS, label_errors
@@ -29,8 +30,9 @@ from melior.data.cleaning.rows import cleaned
 from melior.data.cleaning.shingles import Shingler
 from melior.data.cleaning.spool import Spool
 from melior.data.cleaning.views import strings, view_of
-from melior.data.formats import Example, format_of
-from melior.data.readers import Line, is_part_of, read_rows
+from melior.data.formats import Example, Reading, format_of
+from melior.data.formats.reading import with_known
+from melior.data.readers import Line, Problem, is_part_of, read_rows
 from melior.errors import ConfigError, DataError
 
 NEAR = 0.85  # Jaccard index of shingles: one word changed in twenty, or a few letters
@@ -51,6 +53,7 @@ class CheckConfig:
     labels: bool = False  # whether to look for label errors
     languages: bool = True  # whether to look at languages, where py3langid is installed
     workers: int = 1  # processes
+    reading: Reading = field(default_factory=Reading)  # which column of a table is decided, and the like
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.near <= 1:
@@ -168,6 +171,7 @@ class _Check:
         shingler = Shingler(self.config.near)
         self.found = Collected(self.config.ignore)
         self.not_checked: list[str] = []
+        self._survey()
         bodies = Spool(self.folder, "rows", shingler) if self._wants("near-duplicate", "near-contradiction") else None
         wants_leaks = self.heldout is not None and self._wants("leak-near")
         answers = Spool(self.folder, "answers", shingler, banded=False)
@@ -181,6 +185,7 @@ class _Check:
                 self.config.group,
                 self.count_tokens,
                 self.config.max_length,
+                self.config.reading,
             )
             self._read(examiner, bodies, answers, prompts)
             self._leaks(examiner, prompts)
@@ -193,6 +198,24 @@ class _Check:
         self._excerpts()
         fixed = write_fixed(Path(fix), self._plan(), self._place) if fix is not None else None
         return self._report(fixed)
+
+    def _survey(self) -> None:
+        """What the columns of a table are, and what they show: a reading of its own."""
+        reading = with_known(self.source, replace(self.config.reading, least_rows=1))
+        path = Path(self.source)
+        folder = reading.folder or str(path if path.is_dir() else path.parent)
+        if reading.label:
+            survey = ColumnSurvey(reading)
+            for line in self._lines(self.source):
+                if isinstance(line, Line):
+                    survey.add(line.row)
+            reading = survey.reading_of_all(self.source)
+            for code, detail in survey.findings():
+                self.found.file(code, detail, ())
+        self.config = replace(self.config, reading=replace(reading, folder=folder))
+
+    def _lines(self, source: str | Path) -> Iterator[Line | Problem]:
+        return read_rows(source, names=self.config.reading.names)
 
     def _wants(self, *codes: str) -> bool:
         return not self.config.ignore.issuperset(codes)
@@ -220,7 +243,7 @@ class _Check:
 
     def _batches(self, source: str | Path, what: str) -> Iterator[Batch]:
         done = told = 0
-        for batch in batches(source):
+        for batch in batches(self._lines(source)):
             yield batch
             done += len(batch)
             if done - told >= TOLD_EVERY:
@@ -344,11 +367,12 @@ class _Check:
 
     def _views(self) -> Iterator[tuple[int, Any]]:
         """Number and view of every usable row, in a reading of its own."""
-        for number, line in enumerate(read_rows(self.source)):
+        for number, line in enumerate(self._lines(self.source)):
             if isinstance(line, Line) and self.facts["format"][number] != UNUSABLE:
-                row, _ = cleaned(line.row, self.config.ignore)
-                format = format_of(row)
-                yield number, view_of(format.example(row, ""), format.kind)
+                reading = self.config.reading
+                row, _ = cleaned(line.row, self.config.ignore, reading)
+                format = format_of(row, None, reading)
+                yield number, view_of(format.example(row, "", reading), format.kind)
 
     def _excerpts(self) -> None:
         """Fills in what the examples of comparisons look like."""
@@ -360,7 +384,7 @@ class _Check:
         if not wanted:
             return
         last = max(wanted)
-        for number, line in enumerate(read_rows(self.source)):
+        for number, line in enumerate(self._lines(self.source)):
             if number in wanted and isinstance(line, Line):
                 for code in wanted[number]:
                     detail, _ = self.found.examples[code][number]
@@ -385,7 +409,9 @@ class _Check:
             for code in CODES
             if code.action == "repair" and code.name in self.found.rows
         }
-        return Plan(self.source, self.config.ignore, reason, repaired, self.renamed, self.found.others)
+        return Plan(
+            self.source, self.config.reading, self.config.ignore, reason, repaired, self.renamed, self.found.others
+        )
 
     def _report(self, fixed: Fixed | None) -> CheckReport:
         names = {*self.found.whole, *(code for code, rows in self.found.rows.items() if len(rows))}

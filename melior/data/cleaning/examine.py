@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melior.data.cleaning.languages import letters_of, script_of
-from melior.data.cleaning.rows import Hit, cleaned, ending, faults, refusal
+from melior.data.cleaning.rows import Hit, cleaned, ending, faults, picture_fault, refusal
 from melior.data.cleaning.shingles import Entries, Shingler
 from melior.data.cleaning.views import View, exact_parts, key_of, normalised, view_of
-from melior.data.formats import Example, RowError, format_of
+from melior.data.formats import Example, Reading, RowError, format_of
 from melior.data.readers import Line, Problem
 from melior.errors import DataError
 
@@ -60,6 +60,7 @@ class Examiner:
     group: str = "group"  # the column that names a row's conversation or user
     count_tokens: Callable[[Example], int] | None = None
     max_length: int | None = None
+    reading: Reading = field(default_factory=Reading)
 
     def __call__(self, lines: Sequence[Line | Problem], below: int = 1 << 64) -> Examined:
         """What a batch shows; texts are kept, to tell their language, where their hash is less than `below`."""
@@ -69,17 +70,20 @@ class Examiner:
         for index, line in enumerate(lines):
             view, hits = self._row(line, facts[index], out)
             out.hits.extend((index, hit) for hit in hits if hit.code not in self.ignore)
-            prompt = normalised(view.prompt) if view else ""
-            answer = " ".join(map(normalised, view.long_answers)) if view else ""
+            exact = view is not None and view.exact  # then nothing is like it but itself
+            prompt = normalised(view.prompt) if view and not exact else ""
+            answer = " ".join(map(normalised, view.long_answers)) if view and not exact else ""
             bodies.append(f"{prompt} {answer}".strip())
             answers.append(answer)
             read = prompt or (normalised("\n".join(sorted(view.answers))) if view else "")
+            read = "" if exact else read
             prompts.append(read)
             if view is not None:
-                before = (read,) if len(view.reads) < 2 else map(normalised, view.reads)
+                before = (read,) if len(view.reads) < 2 and not exact else map(view.told, view.reads)
                 out.reads.extend((index, key_of(each)) for each in before if each)
                 self._facts(view, prompt, answer, read, facts[index], out)
-                start = letters_of(view.spoken) or letters_of("\n".join([view.spoken, *view.answers]))
+                said = "" if exact else "\n".join([view.spoken, *view.answers])
+                start = letters_of(view.spoken) or letters_of(said)
                 if start and (key := int(facts[index]["content"])) < below:
                     out.texts.append((key, index, start))
         if self.body:
@@ -94,17 +98,19 @@ class Examiner:
             facts["line"] = line.line
             return None, [Hit("invalid-row", line.reason, "")]
         facts["line"] = line.number
-        row, hits = cleaned(line.row, self.ignore)
+        row, hits = cleaned(line.row, self.ignore, self.reading)
         if "id" in row:
             facts["id"] = key_of(str(row["id"]))
         try:
-            format = format_of(row)
+            format = format_of(row, None, self.reading)
         except RowError as error:
             return None, [*hits, Hit("unknown-format", str(error).partition(", expected")[0], _json(row))]
         try:
-            example = format.example(row, "")
+            example = format.example(row, "", self.reading)
         except RowError as error:
             return None, [*hits, refusal(row, str(error))]
+        if told := picture_fault(example):
+            return None, [*hits, Hit("unreadable-image", told, _json(row))]
         facts["format"] = _number(out.formats, (format.name, format.kind))
         view = view_of(example, format.kind)
         hits.extend(faults(view))
@@ -114,6 +120,8 @@ class Examiner:
         return view, hits
 
     def _question(self, view: View, prompt: str, facts: Any) -> int:
+        if view.exact:
+            return key_of(view.question) if view.question else 0
         if view.question != view.prompt:
             return key_of(normalised(view.question))
         return int(facts["prompt"]) if prompt else 0
@@ -132,17 +140,20 @@ class Examiner:
 
     def _facts(self, view: View, prompt: str, answer: str, read: str, facts: Any, out: Examined) -> None:
         label = view.label
-        facts["content"] = key_of(view.content)
-        facts["prompt"] = key_of(read) if read else 0
+        facts["content"] = key_of(view.content) if view.content else 0
+        facts["prompt"] = key_of(read) if read else key_of(view.prompt) if view.exact and view.question else 0
         facts["question"] = self._question(view, prompt, facts)
         facts["verdict"] = key_of(normalised(view.verdict))
         facts["label"] = key_of(label) if label else 0
         exact = [exact_parts(f"{prompt} {answer}"), *map(normalised, view.short_answers), view.tools]
         facts["parts"] = key_of("\0".join(exact))
         facts["prompt_parts"] = key_of(exact_parts(read)) if self.prompts else 0
-        facts["prompt_size"], facts["answer_size"] = len(view.prompt), sum(map(len, view.answers))
+        if not view.exact:
+            facts["prompt_size"], facts["answer_size"] = len(view.prompt), sum(map(len, view.answers))
         facts["reference"] = view.reference is not None
-        facts["ending"] = ending(view.answers[-1]) if view.answers and view.kind == "demonstrations" else 0
+        facts["ending"] = (
+            ending(view.answers[-1]) if view.answers and view.kind == "demonstrations" and not view.exact else 0
+        )
         facts["script"] = _number(out.scripts, script_of("\n".join([view.spoken, *view.answers])))
         if view.kind == "preferences":
             facts["longer"] = np.sign(len(view.answers[0]) - len(view.answers[1]))

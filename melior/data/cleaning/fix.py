@@ -17,7 +17,7 @@ from melior.data.cleaning.codes import BY_NAME, CODES
 from melior.data.cleaning.report import Fixed
 from melior.data.cleaning.rows import cleaned
 from melior.data.cleaning.views import mapped
-from melior.data.formats import typed
+from melior.data.formats import Reading, typed
 from melior.data.readers import Line, Problem, read_rows
 from melior.durable import durable_file
 
@@ -29,6 +29,7 @@ class Plan:
     """What is to be done with each row of a source."""
 
     source: str
+    reading: Reading
     ignore: frozenset[str]
     reason: NDArray[np.uint8]  # [rows] 0, or the place in CODES, counted from 1, of the finding that removes a row
     repaired: Mapping[str, NDArray[np.int64]]  # rows by the finding that changes them
@@ -66,14 +67,14 @@ def _written(files: Mapping[str, IO[bytes]], plan: Plan, place: Place) -> tuple[
         for row in rows.tolist():
             reasons[row].append(code)
     kept = 0
-    for number, line in enumerate(read_rows(plan.source)):
+    for number, line in enumerate(read_rows(plan.source, names=plan.reading.names)):
         reason = int(plan.reason[number])
         if reason or isinstance(line, Problem):  # what cannot be read cannot be kept, told or not
             because = CODES[reason - 1] if reason else BY_NAME["invalid-row"]
             removed[because.name].append(place(number))
             _put(files["removed"], _told_removed(number, line, because.name, because.why, plan, place))
             continue
-        row = typed(line.row)
+        row = typed(line.row, plan.reading)
         if number in reasons:
             row = _changed(row, reasons[number], plan)
             for name in reasons[number]:
@@ -92,7 +93,7 @@ def _told_removed(number: int, line: Line | Problem, code: str, why: str, plan: 
 
 
 def _changed(row: Mapping[str, Any], codes: list[str], plan: Plan) -> Mapping[str, Any]:
-    row, _ = cleaned(row, plan.ignore)
+    row, _ = cleaned(row, plan.ignore, plan.reading)
     if "label-variants" in codes:
         row = mapped(row, lambda text: plan.renamed.get(text.strip(), text))
     return row

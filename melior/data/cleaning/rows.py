@@ -12,8 +12,11 @@ from typing import Any
 from melior.data.cleaning.encoding import CONTROL, encoding_faults, repaired
 from melior.data.cleaning.privacy import masked, sightings, suspicious
 from melior.data.cleaning.views import LABEL_CHARACTERS, View, mapped, normalised, strings
-from melior.data.formats import typed
+from melior.data.formats import Reading, typed
 from melior.data.formats.messages import ALSO_ASSISTANT, ROLES
+from melior.data.pictures import pixels
+from melior.errors import DataError
+from melior.types import Image
 
 TEMPLATE = re.compile(
     r"<\|(?:im_start|im_end|system|user|assistant|endoftext|eot_id|begin_of_text|start_header_id|end_header_id|end)\|>"
@@ -44,13 +47,17 @@ class Hit:
     piece: str = ""  # what of it
 
 
-def cleaned(row: Mapping[str, Any], ignore: frozenset[str]) -> tuple[Mapping[str, Any], list[Hit]]:
+def cleaned(
+    row: Mapping[str, Any],
+    ignore: frozenset[str],
+    reading: Reading = Reading(),  # noqa: B008  frozen
+) -> tuple[Mapping[str, Any], list[Hit]]:
     """The row with its texts repaired and personal data masked, and what was found in them; cells as JSON values.
 
     Cleaning what was cleaned changes nothing.
     """
     hits: dict[tuple[str, str], Hit] = {}
-    row = typed(row)
+    row = typed(row, reading)
     texts = list(strings(row))
     joined = "\n".join(texts)
     if not joined.isascii() or "&" in joined or "<" in joined or CONTROL.search(joined):
@@ -72,7 +79,7 @@ def cleaned(row: Mapping[str, Any], ignore: frozenset[str]) -> tuple[Mapping[str
         for text in texts:
             if match := TEMPLATE.search(text):
                 hits.setdefault(("template-tokens", ""), Hit("template-tokens", "", text, match.group()))
-    return typed(row), [hit for hit in hits.values() if hit.code not in ignore]
+    return typed(row, reading), [hit for hit in hits.values() if hit.code not in ignore]
 
 
 _REPAIRED = ("mojibake", "control-characters", "invisible-characters", "html-entities", "normal-form")
@@ -99,7 +106,8 @@ def refusal(row: Mapping[str, Any], reason: str) -> Hit:
             return Hit("empty-answer", "the assistant says nothing", reason)
     if messages and not spoken and messages[-1].get("role") != "user":
         return Hit("nothing-to-learn", "no assistant message", reason)
-    return Hit("invalid-row", reason, json.dumps(row, ensure_ascii=False, default=str))
+    code = "unreadable-image" if "picture" in reason else "invalid-row"
+    return Hit(code, reason, json.dumps(row, ensure_ascii=False, default=str))
 
 
 def _dictionaries(value: Any) -> list[Mapping[str, Any]]:
@@ -112,6 +120,16 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
+def picture_fault(example: Any) -> str:
+    """Why the picture of an example cannot be decoded; nothing is an empty text."""
+    if isinstance(example.inputs, Image) and example.inputs.path:
+        try:
+            pixels(example.inputs)
+        except DataError as error:
+            return str(error)
+    return ""
+
+
 def faults(view: View) -> Iterator[Hit]:
     """The faults of an example as such."""
     if any(not answer.strip() for answer in view.answers):
@@ -120,6 +138,8 @@ def faults(view: View) -> Iterator[Hit]:
         yield Hit("chosen-is-rejected", "", view.answers[0])
     elif view.kind == "demonstrations" and not view.answers:
         yield Hit("nothing-to-learn", "no assistant message with a weight", view.prompt)
+    if view.exact:
+        return
     roles = [role for role, _ in view.messages if role not in ("system", "developer")]
     if roles[:1] == ["assistant"]:
         yield Hit("assistant-first", "", view.prompt)

@@ -16,7 +16,7 @@ from typing import Any
 from melior.data.conversations import contexts, conversation, learnt
 from melior.data.formats import Example, canonical
 from melior.data.readers.rows import Cell
-from melior.types import Demonstration, Preference, Rated, Task
+from melior.types import Demonstration, Image, Preference, Rated, Record, SlateRequest, Task
 
 LABEL_CHARACTERS = 60  # an answer of one line up to this length is compared as a whole, as a label is
 REFERENCES = ("reference_answer", "reference", "answer", "solution", "target", "ground_truth", "expected", "label")
@@ -43,6 +43,10 @@ class View:
     reference: str | None  # of a task: None where it has none
     reads: tuple[str, ...]  # what is read before each decision, but for the short opening of a chat
     exact: bool = False  # whether it is no text: then it is the same as another row, or another one
+
+    def told(self, text: str) -> str:
+        """A text as rows are compared by it."""
+        return text if self.exact else normalised(text)
 
     @property
     def label(self) -> str | None:
@@ -73,7 +77,47 @@ class View:
 
 def view_of(example: Example, kind: str) -> View:
     """The view of an example."""
+    if _is_no_text(example.inputs):
+        return _decision(example, kind)
+    if isinstance(example, Record):  # a text that a policy labelled
+        return _decision(example, kind)
     return _VIEWS[type(example)](example, kind)
+
+
+def _is_no_text(inputs: Any) -> bool:
+    """Whether a table's row, a picture or a slate's request is read: such are the same, or not."""
+    return isinstance(inputs, Image | SlateRequest) or (isinstance(inputs, Mapping) and "messages" not in inputs)
+
+
+def _decision(example: Example, kind: str) -> View:
+    """What is not compared letter by letter. A log may hold the same decision as often as it was made."""
+    told = canonical(example.inputs)
+    answers = tuple(_listed(getattr(example, name)) for name in _SIDES[type(example)])
+    verdict = str(example.rating) if isinstance(example, Rated) else answers[0] if answers else ""
+    reference = None
+    if isinstance(example, Task):
+        found = next((example.item[name] for name in REFERENCES if name in example.item), None)
+        reference = None if found is None else _listed(found)
+        verdict = reference or ""
+    question = told if isinstance(example, Demonstration | Task) else "\0".join([told, *sorted(answers)])
+    content = canonical([kind, told, *answers, verdict])
+    if isinstance(example, Record):
+        question = content = ""
+    read = (told,)
+    return View(kind, (), told, answers, question, verdict, "", content, example.group, reference, read, exact=True)
+
+
+_SIDES: dict[type, tuple[str, ...]] = {
+    Demonstration: ("output",),
+    Preference: ("chosen", "rejected"),
+    Rated: ("output",),
+    Task: (),
+    Record: ("output",),
+}
+
+
+def _listed(output: Any) -> str:
+    return ", ".join(map(str, output)) if isinstance(output, list | tuple) else str(output)
 
 
 def _demonstration(example: Demonstration, kind: str) -> View:

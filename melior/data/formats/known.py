@@ -18,8 +18,10 @@ from melior.data.formats import (
     trl,
 )
 from melior.data.formats.rows import Format, Kind, Reading, Row, RowError
+from melior.data.pictures import written
 from melior.data.readers.rows import Cell
 from melior.errors import ConfigError
+from melior.types import Image
 
 FORMATS: tuple[Format, ...] = (
     *openai.FORMATS,
@@ -82,14 +84,17 @@ def format_of(row: Row, kind: Kind | None = None, reading: Reading = Reading()) 
     return best
 
 
-def typed(row: Row) -> Row:
+def typed(row: Row, reading: Reading = Reading()) -> Row:  # noqa: B008  frozen
     """The row of an untyped table with the JSON values that its format reads in it, so that JSON can hold it.
 
-    Other rows, and those of no format, are as they were.
+    Pictures become what JSON holds of them. Other rows, and those of no format, are as they were.
     """
+    if any(isinstance(value, Image) for value in row.values()):
+        row = {name: written(value) if isinstance(value, Image) else value for name, value in row.items()}
     if not any(isinstance(value, Cell) for value in row.values()):
         return row
     try:
-        return format_of(row).typed(row)
+        found = format_of(row, None, reading)
+        return tables.typed_row(row, reading) if found.typed_cells else found.typed(row)
     except RowError:
         return row

@@ -138,6 +138,19 @@ def _whole(number: int | float) -> int | float:
     return int(number) if whole else number
 
 
+def typed_row(row: Row, reading: Reading) -> dict[str, Any]:
+    """The row of an untyped table as typed values: numbers, texts and None; the label stays the text it is.
+
+    Raises:
+        RowError: if a cell cannot be read.
+    """
+    kinds = {name: reading.columns.get(name) or _kind(value, reading.missing) or "text" for name, value in row.items()}
+    return {
+        name: str(value) if name == reading.label else cell(value, name, kinds[name], reading.missing)
+        for name, value in row.items()
+    }
+
+
 def _read(row: Row, reading: Reading) -> dict[str, Any]:
     label = reading.label or LABEL
     if label not in row:
