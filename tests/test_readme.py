@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import melior
 from melior.errors import ModelError
@@ -88,5 +89,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert run.last("loss") < run.metrics[0]["loss"] / 2
     assert before.reward.estimate > 0.15  # type: ignore[attr-defined]
     assert after.items == before.items  # type: ignore[attr-defined]
-    assert capsys.readouterr().out.count("\n") == 3
+    points: dict[str, torch.Tensor] = names["points"]  # type: ignore[assignment]
+    assert points["learnt"].mean() > 1.2 * points["logged"].mean()
+    assert capsys.readouterr().out.count("\n") == 4
     assert (tmp_path / "models" / "sums-sft" / "adapter_model.safetensors").is_file()
