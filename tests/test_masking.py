@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from melior.masking import count_decisions, mean_decisions, select, sum_decisions
+from melior.errors import ShapeError
+from melior.masking import count_decisions, mean_decisions, padded, select, sum_decisions
 
 rows = st.integers(1, 5).flatmap(
     lambda width: st.lists(
@@ -73,3 +74,12 @@ def test_extra_padding_columns_change_nothing() -> None:
 
 def test_the_fill_stands_where_nothing_was_chosen() -> None:
     assert select(torch.tensor([[1.0, 2.0]]), torch.tensor([[True, False]]), fill=-7.0).tolist() == [[1.0, -7.0]]
+
+
+def test_rows_of_several_lengths_are_padded_with_zeros_or_refused() -> None:
+    mask = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
+    assert padded([(1.0, 2.0), [3.0], ()], mask).tolist() == [[1, 2, 0], [3, 0, 0], [0, 0, 0]]
+    with pytest.raises(ShapeError, match="row 1 of 3 has 2 values for 1 decisions"):
+        padded([(1.0, 2.0), (3.0, 4.0), ()], mask)
+    with pytest.raises(ShapeError, match="2 rows"):
+        padded([(1.0, 2.0), (3.0,)], mask)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from tabular import Tabular
 
-from melior.errors import DataError
+from melior.errors import ConfigError, DataError
+from melior.policies.classifier import Classifier, ClassifierPolicy
 from melior.policies.language import LanguagePolicy
+from melior.trainers.loop import FitConfig, fit
 from melior.trainers.supervised import Examples, HeldoutLoss, Supervised
 from melior.types import Demonstration
 
@@ -76,3 +78,24 @@ def test_other_rows_have_another_fingerprint() -> None:
     }
     assert len(prints) == 5
     assert Examples(policy, ROWS, batch_size=4).fingerprint() == Examples(policy, ROWS, batch_size=4).fingerprint()
+
+
+def test_smoothing_keeps_a_share_for_every_other_label() -> None:
+    rows = [Demonstration({"side": side}, label) for side, label in (("left", "a"), ("right", "b")) for _ in range(4)]
+    chances = []
+    for smoothing in (0.0, 0.3):
+        policy = ClassifierPolicy.make(Classifier(labels=("a", "b", "c")), rows, seed=0, device="cpu")
+        steps = Examples(policy, rows, batch_size=8, epochs=150)
+        fit(policy, steps, Supervised(smoothing=smoothing), FitConfig(learning_rate=0.02))
+        chances.append(policy.probabilities([rows[0].inputs])[0].tolist())
+    assert chances[0][0] > 0.97
+    assert chances[1] == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
+
+
+def test_smoothing_needs_candidates_and_is_a_share() -> None:
+    policy = Tabular()
+    batch = policy.encode(ROWS)
+    with pytest.raises(ConfigError, match=r"smoothing=0\.1 needs a policy that lists its candidates"):
+        Supervised(smoothing=0.1).loss(policy.score(batch), batch)
+    with pytest.raises(ConfigError, match=r"got 1\.0"):
+        Supervised(smoothing=1.0)
