@@ -278,7 +278,7 @@ def write_page(folder: Path, result: Outcome) -> Path:
             Part("The tuned classifier", [classification_section(result.tuned.to_json())]),
         ],
         lead="1,000 applicants, ten folds; a bad risk called good costs 5, a good one called bad 1.",
-        verdict=("promote" if result.met else "reject", result.sentence),
+        verdict=("met" if result.met else "not met", result.sentence.partition(": ")[2]),
     )
 
 
