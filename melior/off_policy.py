@@ -226,6 +226,7 @@ def slate_snips(
     for position in range(rewards.shape[1]):
         rows = mask[:, position]
         if bool(rows.any()):
+            _mean_weight(weights[rows, position], f" at position {position}")
             total[rows] += snips(rewards[rows, position], weights[rows, position])
     return total
 
@@ -392,11 +393,12 @@ def unsupported_share(
     return torch.where(propensities > 0, 0.0, probabilities).sum(-1)
 
 
-def _mean_weight(weights: Tensor) -> Tensor:
+def _mean_weight(weights: Tensor, where: str = "") -> Tensor:
     mean = weights.mean()
     if not bool(mean > 0):
         raise DataError(
-            f"all {len(weights)} weights are 0: this policy decides nothing of what was logged; log with another one"
+            f"all {len(weights)} weights{where} are 0: this policy decides nothing of what was logged; judge it at a "
+            "temperature above 0, or log with a policy nearer to it"
         )
     return mean
 

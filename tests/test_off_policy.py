@@ -337,6 +337,8 @@ def test_unsupported_probability_is_what_lies_where_nothing_is_logged() -> None:
 def test_what_cannot_be_estimated_is_refused() -> None:
     with pytest.raises(DataError, match="all 3 weights are 0"):
         snips(torch.ones(3), torch.zeros(3))
+    with pytest.raises(DataError, match="all 3 weights at position 1 are 0"):
+        slate_snips(torch.ones(3, 2), torch.tensor([[1.0, 0.0]] * 3), torch.ones(3, 2) > 0)
     with pytest.raises(ShapeError, match=r"\(2,\)"):
         ips(torch.ones(3), torch.ones(2))
     with pytest.raises(ShapeError, match="do not fit"):
