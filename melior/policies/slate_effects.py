@@ -124,7 +124,10 @@ def _next_log_probs(
     policy: SlatePolicy, asked: Sequence[tuple[SlateRequest, tuple[str, ...]]]
 ) -> Tensor:  # [B, N] float64
     """Log-probs of every candidate at the position behind what was placed, -inf where it is not free."""
+    noticed = policy.noticed.copy()
     parts = list(_scored(policy, asked))
+    policy.noticed.clear()  # made-up requests are nobody's rows
+    policy.noticed.update(noticed)
     width = max((part.shape[1] for part in parts), default=0)
     return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=-torch.inf) for part in parts])
 

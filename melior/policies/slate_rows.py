@@ -270,7 +270,8 @@ class Reader:
             raise DataError(f"{wrong} of {len(entries)} interactions have a negative or infinite age_s; give seconds")
         types = [self.type_of.get(entry.type, NOBODY) for entry in entries]
         self._notice("interaction of an unknown type", sum(type == NOBODY for type in types))
-        self._notice("request without a history", sum(not each for each in latest))
+        if self.known.types:  # otherwise nobody has one
+            self._notice("request without a history", sum(not each for each in latest))
         long = sum(len(request.history) > self.history for request in requests)
         self._notice(f"history cut to its latest {self.history} entries", long)
         rows = [[self._row(entry.item, "history") for entry in each] for each in latest]

@@ -39,7 +39,9 @@ def test_planted_effects_are_the_strongest() -> None:
     for first, second in PAIRS.items():
         row = pairs.values[NAMES.index(first)]
         assert NAMES[int(row.nan_to_num(-torch.inf).argmax())] == second
+    noticed = dict(policy.noticed)
     after = history_effects(policy, [SlateRequest()])
+    assert dict(policy.noticed) == noticed  # requests that were made up for a table are not told of
     for bought, first in AFTER.items():
         assert NAMES[int(after.values[NAMES.index(bought)].argmax())] == first
     assert str(pairs).count("\n") == 23 and "after tent" in str(pairs)
