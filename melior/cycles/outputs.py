@@ -40,8 +40,8 @@ def read_outputs(
     With `output_column` any rows will do: the column holds an output, or a list of several (then the label column holds
     one label for all, or a list of one for each), and every column but messages and prompt is the item. Without it the
     rows must be in a format that has outputs: demonstrations, rated outputs (the rating is the label), preferences (the
-    output that more people chose is labelled 1, the other 0, neither where they tie), or tasks with a column
-    "completion".
+    output that more people chose is labelled 1, the other 0, neither where they tie), logged decisions, or tasks with a
+    column "completion".
 
     Raises:
         DataError: if the rows have no outputs, or a column is missing.
@@ -57,6 +57,12 @@ def read_outputs(
                 f"(columns: {columns}), or sample some with --model"
             )
         return list(_from_columns(path, COMPLETION, label_column, limit))
+    if kind == "logged":
+        names = [f"{path.name}:{number}" for number in range(1, len(rows) + 1)]
+        return [
+            Given(name, replace(row, group=row.group or name), _label(row.item, label_column, name))
+            for name, row in zip(names, rows, strict=True)
+        ]
     return [given for row in rows for given in _given(row, label_column)]
 
 

@@ -279,3 +279,17 @@ def test_the_page_on_graders_shows_what_is_printed(place: Path) -> None:
         return [line.rstrip() for line in text.splitlines() if not line.startswith("calls")]
 
     assert timeless(printed) == timeless(shown)
+
+
+def test_logged_decisions_are_graded_by_what_happened(place: Path) -> None:
+    row = {"request": {"viewed": "tent"}, "slate": ["milk", "jam"], "propensities": [0.2, 0.5]}
+    write(
+        place / "log.jsonl",
+        {**row, "events": [{"type": "click", "item": "jam"}]},
+        {**row, "events": []},
+        {**row, "events": [{"type": "clik", "position": 0}]},
+    )
+    (place / "events.json").write_text(json.dumps({"type": "events", "points": {"click": 2}}))
+    found = told("events.json", "log.jsonl")
+    assert (found["outputs"], found["reward"]["estimate"]) == (3, 1.0)
+    assert found["failures"][0]["id"] == "log.jsonl:3" and "did you mean 'click'" in found["failures"][0]["error"]
