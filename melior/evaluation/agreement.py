@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from melior.errors import DataError
+from melior.metrics import auc as area
 from melior.statistics import Bounds, Interval, bootstrap
 
 Floats = NDArray[np.float64]
@@ -107,12 +108,7 @@ def agreement(
 
 def auc(scores: Floats, labels: Floats) -> float:
     """The probability that a row of label 1 scores above one of label 0; NaN where one of the two is missing."""
-    good = labels > 0
-    positives, negatives = int(good.sum()), int((~good).sum())
-    if not positives or not negatives:
-        return math.nan
-    total = float(ranks(scores)[good].sum())
-    return (total - positives * (positives + 1) / 2) / (positives * negatives)
+    return float(area(scores, labels > 0))
 
 
 def best_threshold(scores: Floats, labels: Floats) -> float:
