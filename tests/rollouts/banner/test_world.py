@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from melior.errors import ConfigError, DataError
+from melior.rewards.graders import load_grader
 from melior.rollouts.banner import Banner, logging_policy
 from melior.rollouts.banner.outcomes import EVENTS, position_means
 from melior.rollouts.banner.rates import RATES
@@ -95,3 +96,13 @@ def test_bad_requests_and_slates_are_refused(world: Banner) -> None:
         Banner("logit", items=4)
     with pytest.raises(ConfigError, match="temperature 1"):
         logging_policy(world).sample([SlateRequest()], Sampling(temperature=0.0))
+
+
+def test_the_grader_of_events_gives_logged_slates_the_same_points(world: Banner) -> None:
+    records = world.log(logging_policy(world), 2_000, seed=8)
+    grader = load_grader({"type": "events", "points": dict(world.points)})
+    told = [grader.grade(record) for record in records]
+    mine = world.logged_scores(records)
+    assert [score.value for score in told] == pytest.approx([score.value for score in mine])
+    assert np.array([s.decisions for s in told]) == pytest.approx(np.array([s.decisions for s in mine]))
+    assert sum(len(record.item["events"]) > 3 for record in records) > 5
