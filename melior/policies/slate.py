@@ -29,10 +29,10 @@ from melior.policies.columns import UNKNOWN
 from melior.policies.freezing import Share
 from melior.policies.slate_network import Slate, SlateNetwork, taken_before
 from melior.policies.slate_rows import Known, Reader, Shelf, SlateRows, sheet
+from melior.policies.slate_sampling import check, chunks, contents, draw, orders
 from melior.types import Demonstration, Item, Preference, Rated, Record, Sampling, SlateRequest
 
 DEFAULT_BUDGET = 1 << 20  # scores of one micro-batch, about 100 MB with their gradients
-DRAWN = 1 << 22  # candidates × samples drawn together, about 100 MB
 
 Handle = tuple[SlateRows, int]  # a row of an encoded batch
 
@@ -361,70 +361,30 @@ class SlatePolicy:
             DataError: for a request without candidates, or with one of them twice.
         """
         each = [settings or Sampling()] * len(inputs) if not isinstance(settings, Sequence) else list(settings)
-        _check(each)
+        check(each)
         rows, places = self.reader.ask(inputs)
-        keys = _contents(inputs)
-        seen: Counter[bytes] = Counter()
-        owners: list[int] = []
-        numbers: list[int] = []
-        for index, (key, wanted) in enumerate(zip(keys, each, strict=True)):
-            owners += [index] * wanted.n
-            numbers += range(seen[key], seen[key] + wanted.n)
-            seen[key] += wanted.n
-        sizes = rows.sizes(torch.arange(len(inputs)))
-        names = {id(each): list(each) for each in places}
+        sizes = rows.sizes(torch.arange(len(inputs))).tolist()
+        keys = contents(inputs)
+        wanted = orders(keys, each, sizes, self.config.positions)
+        names = {id(found): list(found) for found in places}
         records: list[Record] = []
-        for chunk in _chunks([int(sizes[owner]) for owner in owners]):
-            mine = [owners[place] for place in chunk]
-            lengths = [min(self.config.positions, each[i].max_tokens, int(sizes[i])) for i in mine]
-            width = max(lengths)
-            draws = torch.tensor(
-                [_draws(each[i].seed, step, keys[i], numbers[p], width) for i, p in zip(mine, chunk, strict=True)],
-                dtype=torch.float64,
-            )
-            heat = torch.tensor([each[i].temperature for i in mine], dtype=torch.float64)
-            chosen, chances = self._draw(rows, torch.tensor(mine), torch.tensor(lengths), heat, draws)
-            for row, owner in enumerate(mine):
-                decided = chosen[row][: lengths[row]]
-                ids = names[id(places[owner])]
+        for part in chunks(wanted, sizes):
+            decided = draw(self.network, rows, part, [each[order.owner] for order in part], keys, step)
+            for order, (chosen, chances) in zip(part, decided, strict=True):
+                ids = names[id(places[order.owner])]
+                settled = each[order.owner]
                 records.append(
                     Record(
-                        inputs=inputs[owner],
-                        output=[ids[place] for place in decided],
-                        group=f"{keys[owner].hex()[:12]}:{owner}",
-                        decisions=tuple(decided),
-                        behavior_log_probs=tuple(chances[row][: lengths[row]]) if each[owner].temperature else None,
-                        sampling=each[owner],
-                        finish="length" if lengths[row] < min(self.config.positions, int(sizes[owner])) else "stop",
+                        inputs=inputs[order.owner],
+                        output=[ids[place] for place in chosen],
+                        group=f"{keys[order.owner].hex()[:12]}:{order.owner}",
+                        decisions=tuple(chosen),
+                        behavior_log_probs=tuple(chances) if settled.temperature else None,
+                        sampling=settled,
+                        finish="length" if order.cut else "stop",
                     )
                 )
         return records
-
-    def _draw(
-        self, rows: SlateRows, owners: Tensor, lengths: Tensor, heat: Tensor, draws: Tensor
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """Decisions and their log-probs, position by position, by the inverse of each distribution."""
-        read = sheet(rows, owners).to(self.network.ids.device)
-        staged = self.network.first(read)
-        placed = torch.zeros(len(owners), 0, dtype=torch.long)
-        chances = torch.zeros(len(owners), 0, dtype=torch.float64)
-        taken = torch.zeros(len(owners), staged.scores.shape[1], dtype=torch.bool)
-        greedy = heat == 0
-        temperatures = torch.where(greedy, 1.0, heat)
-        for position in range(draws.shape[1]):
-            states = self.network.states(staged, read.asked, placed)
-            last = None if states is None else states[:, -1:]
-            every = self.network.all_log_probs(staged, read.asked, last, taken[:, None], temperatures)[:, 0]
-            heaps = every.double().exp().cumsum(1)
-            drawn = torch.searchsorted(heaps, draws[:, position, None] * heaps[:, -1:], right=True)[:, 0]
-            chosen = torch.where(greedy, every.argmax(1), drawn)
-            placed = torch.cat([placed, chosen[:, None]], dim=1)
-            chances = torch.cat([chances, every.gather(1, chosen[:, None]).double()], dim=1)
-            # A slate that is full takes nothing more: its candidates may be used up.
-            taken = taken.scatter(
-                1, chosen[:, None], (lengths > position + 1)[:, None] | taken.gather(1, chosen[:, None])
-            )
-        return placed.tolist(), chances.tolist()
 
 
 def _brought(requests: Sequence[SlateRequest]) -> list[Item]:
@@ -459,44 +419,8 @@ def _placed(dense: Tensor, part: Tensor, places: Tensor) -> Tensor:  # [B, T, K]
     return dense.index_copy(0, places, part)
 
 
-def _check(each: Sequence[Sampling]) -> None:
-    for settings in each:
-        if settings.top_k or settings.top_p < 1:
-            raise ConfigError(
-                f"Slates are sampled from all free candidates, so that each keeps a propensity; got "
-                f"top_k={settings.top_k}, top_p={settings.top_p}: lower the temperature instead"
-            )
-
-
-def _contents(inputs: Sequence[SlateRequest]) -> list[bytes]:
-    """A hash of each request's content; equal objects are read once."""
-    found: dict[int, bytes] = {}
-    for request in inputs:
-        if id(request) not in found:
-            found[id(request)] = hashlib.sha256(canonical(request).encode()).digest()
-    return [found[id(request)] for request in inputs]
-
-
-def _draws(seed: int, step: int, key: bytes, number: int, count: int) -> list[float]:
-    """Uniform numbers in [0, 1) that are a function of their key."""
-    stream = hashlib.shake_128(f"{seed} {step} {number} ".encode() + key).digest(8 * count)
-    return [(int.from_bytes(stream[8 * i : 8 * i + 8], "little") >> 11) * 2.0**-53 for i in range(count)]
-
-
 def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-
-
-def _chunks(sizes: Sequence[int]) -> Iterator[range]:
-    """Samples in order, as many at a time as `DRAWN` allows."""
-    start, widest = 0, 0
-    for place, size in enumerate(sizes):
-        widest = max(widest, size)
-        if place > start and widest * (place + 1 - start) > DRAWN:
-            yield range(start, place)
-            start, widest = place, size
-    if start < len(sizes):
-        yield range(start, len(sizes))
 
 
 def _group_name(example: Any, index: int) -> str:
