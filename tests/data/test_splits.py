@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melior.data.splits import check_disjoint, input_key, split
+from melior.data.splits import check_disjoint, folds, input_key, split
 from melior.errors import ConfigError, DataError
-from melior.types import Demonstration, Task
+from melior.types import Demonstration, Image, Task
 
 tasks = st.lists(
     st.builds(
@@ -110,3 +111,84 @@ def test_the_same_question_is_the_same_input_in_every_form() -> None:
     assert len(keys) == 1
     before = [message, {**answer, "weight": 0}, {"role": "user", "content": "r"}]
     assert input_key(Demonstration([*before, answer])) == input_key(Task([message, answer, before[2]])) not in keys
+
+
+# ---------------------------------------------------------------------- every turn that is learnt
+
+
+def chat(*texts: str, group: str = "") -> Demonstration:
+    """A conversation in which every second message is the assistant's, and learnt."""
+    roles = ("user", "assistant")
+    return Demonstration([{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)], group=group)
+
+
+def test_chats_with_a_short_opening_have_nothing_in_common() -> None:
+    chats = [chat("Hi", "Hello!", f"Question {number}?", f"Answer {number}.") for number in range(20)]
+    assert len({input_key(row) for row in chats}) == 20
+    assert len(split(chats, 5)[1]) == 5
+    check_disjoint(chats[:10], chats[10:])
+    greeting = chat("Hi", "Hello!")
+    check_disjoint([greeting], chats)  # the greeting alone is an input of its own
+    with pytest.raises(DataError, match="share 1 inputs"):
+        check_disjoint([greeting], [Task("Hi")])
+
+
+def test_a_later_turn_and_a_telling_opening_leak() -> None:
+    asked = "Please explain how the tides come about, and why there are two of them."
+    first, second = chat(asked, "The moon …", "Thanks", "Gladly."), chat(asked, "The sun …", "And?", "No.")
+    with pytest.raises(DataError, match="share 1 inputs"):
+        check_disjoint([first], [second])
+    with pytest.raises(DataError, match="share 1 inputs"):
+        check_disjoint([first], [Task(asked)])
+    later = Task([*chat("Hi", "Hello!").inputs, {"role": "user", "content": "Question?"}])
+    with pytest.raises(DataError, match="share 1 inputs"):
+        check_disjoint([chat("Hi", "Hello!", "Question?", "Answer.")], [later])
+
+
+def test_pictures_and_rows_are_inputs_by_their_content() -> None:
+    one, two = Image("a/1.png", sha256="f" * 64), Image("b/other.png", sha256="f" * 64)
+    assert input_key(Demonstration(one, "x")) == input_key(Demonstration(two, "y"))
+    row = {"age": 1, "sex": None}
+    assert input_key(Demonstration(row, "x")) == input_key(Task(dict(reversed(row.items()))))
+    assert input_key(Demonstration(row, "x")) != input_key(Demonstration({**row, "sex": "f"}, "x"))
+
+
+# ---------------------------------------------------------------------- folds
+
+labelled = st.lists(
+    st.builds(
+        Demonstration,
+        inputs=st.integers(0, 30).map(lambda number: {"x": number}),
+        output=st.sampled_from(["a", "a", "a", "b"]),
+        group=st.sampled_from(["", "", "", "u1", "u2"]),
+    ),
+    min_size=4,
+    max_size=40,
+)
+
+
+@given(labelled, st.integers(2, 5), st.integers(0, 3), st.booleans(), st.randoms(use_true_random=False))
+def test_laws_of_folds(rows: list[Demonstration], k: int, seed: int, stratify: bool, shuffler: random.Random) -> None:
+    try:
+        found = folds(rows, k, seed, stratify=stratify)
+    except DataError as error:
+        assert "too few" in str(error)
+        return
+    assert len(found) == k and all(train and held for train, held in found)
+    assert sorted(repr(row) for _, held in found for row in held) == sorted(map(repr, rows))
+    for train, held in found:
+        check_disjoint(train, held)
+        assert len(train) + len(held) == len(rows)
+    again = folds(shuffler.sample(rows, len(rows)), k, seed, stratify=stratify)
+    assert {frozenset(Counter(map(repr, held)).items()) for _, held in again} == {
+        frozenset(Counter(map(repr, held)).items()) for _, held in found
+    }
+
+
+def test_folds_have_their_share_of_every_label() -> None:
+    rows = [Demonstration({"x": number}, "rare" if number % 10 == 0 else "common") for number in range(200)]
+    for _, held in folds(rows, 10, seed=3):
+        assert Counter(row.output for row in held) == {"common": 18, "rare": 2}
+    assert folds(rows, 10, seed=3) == folds(rows, 10, seed=3) != folds(rows, 10, seed=4)
+    with pytest.raises(ConfigError, match="at least 2 folds"):
+        folds(rows, 1)

@@ -450,3 +450,12 @@ def test_limits_are_positive() -> None:
     for bad in ({"timeout_s": 0}, {"attempts": -1}, {"max_bytes": float("inf")}):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             Limits(**bad)  # type: ignore[arg-type]
+
+
+def test_a_file_is_fetched_by_get_without_a_body() -> None:
+    with serving(lambda request, connection, server: answer(connection, b"1,2\n")) as server:
+        with Outbound(QUICK) as client:
+            assert client.get(f"{server.url}?download=1", {"Authorization": "Bearer hidden"}) == b"1,2\n"
+    (request,) = server.requests
+    assert request.line.startswith("GET /score?download=1 ") and request.body == b""
+    assert "content-type" not in {name.lower() for name in request.headers}
