@@ -234,7 +234,7 @@ def main() -> None:
     labels = sorted({str(row.output) for row in rows})
     train, heldout = split(rows, HELDOUT)
     if given.quick:
-        train, heldout = train[::50], heldout[::50]
+        train, heldout, settings = train[::50], heldout[::50], replace(settings, epochs=1)
     print(f"{len(train):,} messages to learn from, {len(heldout):,} held out, {len(labels)} intents", flush=True)
     answers = LEARNERS[given.model](train, heldout, labels, settings, folder)
     result = outcome(given.model, labels, heldout, answers, logistic(train, heldout), time.monotonic() - start)
