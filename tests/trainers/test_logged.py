@@ -304,6 +304,8 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
         Logged(policy, [GOOD], [Score(value=1.0, decisions=(0.2, 0.2))])
     with pytest.raises(DataError, match="the reward model gave"):
         Logged(policy, [GOOD], [SCORE], expects=lambda records: torch.zeros(1, 4))
+    with pytest.raises(DataError, match="beyond the reward model's 2 candidates"):
+        Logged(policy, [GOOD], [SCORE], expects=lambda records: torch.zeros(1, 2, 2))
     step = Logged(policy, [GOOD], [SCORE])(0)
     with pytest.raises(DataError, match=r"to_go.*some scores lack"):
         OffPolicy(credit="to_go").prepare(step, policy)
@@ -420,3 +422,33 @@ def test_what_rides_along_says_how_far_the_policy_is_from_the_log() -> None:
     assert (row["policy/weight_square"], row["policy/impossible"]) == (pytest.approx(1), 0)
     assert row["logged_reward"] == pytest.approx(float(steps.batch.columns["rewards"].mean()))
     assert list(itertools.islice(row, 1)) == ["step"]
+
+
+def test_frozen_weights_give_a_weighted_likelihood_whatever_the_policy_became() -> None:
+    policy, logger = policies(2)
+    records, _ = every_record(logger)
+    rewards = rewards_any(records, 2).abs()
+    objective = off_policy(frozen=True, baseline="none", clip=NO_CLIP)
+    start = expected_gradient(objective, policy, logger, rewards)
+    torch.testing.assert_close(start, -true_gradient(policy, rewards))  # as long as it is what it was
+    reference = policy.every_row()
+    chances = sum_decisions(policy.reference_log_probs(reference), reference.mask).exp()
+    with torch.no_grad():
+        policy.logits += torch.randn(policy.logits.shape, generator=torch.Generator().manual_seed(5)).double()
+    likelihood = (chances * rewards.sum(1) * sum_decisions(policy.score(reference).log_probs, reference.mask)).sum()
+    wanted = -torch.autograd.grad(likelihood, policy.logits)[0]
+    torch.testing.assert_close(expected_gradient(objective, policy, logger, rewards), wanted)
+    with pytest.raises(ConfigError, match="frozen"):
+        off_policy(frozen=True, normalized=True)
+
+
+def test_own_credit_follows_what_each_position_earns_after_logged_prefixes() -> None:
+    policy, logger = policies(3)
+    records, chances = every_record(logger)
+    rewards = rewards_cascade(records, 3)
+    objective = off_policy(ratio="decision", credit="own", baseline="none", clip=NO_CLIP)
+    every = policy.every_row()
+    behavior = torch.tensor([record.behavior_log_probs for record in records], dtype=torch.float64)
+    weights = (policy.score(every).log_probs - behavior).exp()
+    wanted = -torch.autograd.grad((chances * (weights * rewards).sum(1)).sum(), policy.logits)[0]
+    torch.testing.assert_close(expected_gradient(objective, policy, logger, rewards), wanted)
