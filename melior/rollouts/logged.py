@@ -127,6 +127,12 @@ def predictions_of(expects: Expects, log: Log, mask: Tensor) -> tuple[Tensor, Te
     if missing:
         raise DataError(f"{missing} of {len(log.records)} records have no decision ids; a reward model needs them")
     decided = padded([record.decisions or () for record in log.records], mask).long()
+    outside = int((decided >= expected.shape[2]).any(1).sum())
+    if outside:
+        raise DataError(
+            f"{outside} of {len(log.records)} records decided something beyond the reward model's {expected.shape[2]} "
+            "candidates; give one expected reward per candidate, in the policy's order"
+        )
     predicted = expected.gather(2, decided[:, :, None])[:, :, 0].double()
     return expected, select(predicted, mask)
 

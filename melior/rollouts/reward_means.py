@@ -44,6 +44,11 @@ class MeanRewards:
                     "that tells decisions apart, and records with their decision ids"
                 )
             shown = names(record)
+            if max(record.decisions) >= len(shown):
+                raise DataError(
+                    f"a record decided number {max(record.decisions)} of {len(shown)} names; name every candidate, in "
+                    "the policy's order"
+                )
             for fold in range(folds):
                 if fold != self._fold(record):
                     for position, (decision, reward) in enumerate(zip(record.decisions, earned, strict=True)):

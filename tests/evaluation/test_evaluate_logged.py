@@ -234,5 +234,7 @@ def test_mean_rewards_need_what_they_count() -> None:
     log, _ = slates(10)
     with pytest.raises(ConfigError, match="folds ≥ 2"):
         MeanRewards(*log, lambda record: range(3), folds=1)
+    with pytest.raises(DataError, match="decided number 2 of 2 names"):
+        MeanRewards(*log, lambda record: "ab")
     with pytest.raises(DataError, match="2 decision ids has 1 rewards"):
         MeanRewards(log[0], [Score(value=1.0)] * 10, lambda record: range(3))
