@@ -79,7 +79,9 @@ class Examiner:
             read = "" if exact else read
             prompts.append(read)
             if view is not None:
-                before = (read,) if len(view.reads) < 2 and not exact else map(view.told, view.reads)
+                before = [told for told in map(view.told, view.reads) if told] or [
+                    read
+                ]  # a text without prompt is read
                 out.reads.extend((index, key_of(each)) for each in before if each)
                 self._facts(view, prompt, answer, read, facts[index], out)
                 said = "" if exact else "\n".join([view.spoken, *view.answers])
