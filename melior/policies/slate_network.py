@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from melior.policies.slate_rows import NOTHING, Known, Sheet, Shelf
 from melior.policies.tables import Table, TableFeatures
 
+CELL_SPREAD = 0.2  # of first embeddings of cells: with a tenth of it requests are told apart much later
 ID_SPREAD = 0.1  # deviation of first id embeddings: ids differ from the start, and first slates are nearly uniform
 LOW = -1e30  # the score of what is not free, where -inf alone in a sum would have no gradient
 SHARED = 8  # products with all items are cheaper than gathering vectors up to this many items per candidate
@@ -77,6 +78,9 @@ class SlateNetwork(nn.Module):
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             self.item = TableFeatures(known.item, table)
             self.context = TableFeatures(known.context, table)
+            for features in (self.item, self.context):
+                for cells in (features.numeric, features.missing, features.categories):
+                    nn.init.normal_(cells, std=CELL_SPREAD)
         self.ids = nn.Parameter(ID_SPREAD * torch.randn(len(known.ids), width))
         self.viewed = nn.Linear(width, width)
         self.nothing = nn.Parameter(torch.zeros(width))  # beside an item viewed: none was
