@@ -27,11 +27,14 @@ from scipy.special import stdtrit
 
 from melior.durable import write_file
 from melior.errors import DataError
-from melior.statistics import LEVEL, Interval
+from melior.statistics import LEVEL, Bounds, Interval, difference_bounds, mean_interval
 
 Floats = NDArray[np.float64]
 Train = Callable[[Sequence[Any], int], Mapping[str, float]]  # rows, seed → held-out item → its value
 Progress = Callable[[int, int], None]
+
+UNIT: Bounds = (0.0, 1.0)  # of values that all lie there, as shares do
+EQUAL = 1e-24  # a variance that is rounding
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,15 @@ def nested_order(rows: Sequence[Any], seed: int, label_of: Callable[[Any], str] 
     return firsts + sorted(set(shuffled) - set(firsts), key=lambda index: places[index])
 
 
-def crossed_interval(values: Floats, *, level: float = LEVEL) -> Interval:  # [S, M] seeds by items
+def crossed_interval(
+    values: Floats,  # [S, M] seeds by items
+    *,
+    bounds: Bounds | None = None,  # of the values
+    level: float = LEVEL,
+) -> Interval:
     """The mean over seeds and items, for new seeds and new items.
+
+    Where all values are equal, the interval follows from the bounds and the number of items, as in `statistics`.
 
     Raises:
         DataError: if there are fewer than two seeds or two items.
@@ -152,11 +162,12 @@ def crossed_interval(values: Floats, *, level: float = LEVEL) -> Interval:  # [S
         raise DataError(f"{seeds} seeds and {items} items have no spread over both; give two or more of each")
     variances = values.mean(1).var(ddof=1) / seeds, values.mean(0).var(ddof=1) / items
     total, mean = sum(variances), float(values.mean())
-    if total == 0:
-        return Interval(mean, mean, mean, level)
+    if total <= EQUAL:
+        return mean_interval(values.mean(0), bounds=bounds, level=level)
     freedom = total**2 / (variances[0] ** 2 / (seeds - 1) + variances[1] ** 2 / (items - 1))
     reach = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(total)
-    return Interval(mean, mean - reach, mean + reach, level)
+    floor, ceiling = bounds or (-math.inf, math.inf)
+    return Interval(mean, max(floor, mean - reach), min(ceiling, mean + reach), level)
 
 
 def summary(
@@ -166,11 +177,18 @@ def summary(
     seconds: Mapping[str, Mapping[int, float]],
 ) -> LearningCurve:
     """Points and comparisons of the first contestant with every other one."""
-    points = {name: {size: crossed_interval(each) for size, each in by.items()} for name, by in values.items()}
+    within = all(0 <= each.min() <= each.max() <= 1 for by in values.values() for each in by.values())
+    bounds = UNIT if within else None
+    points = {
+        name: {size: crossed_interval(each, bounds=bounds) for size, each in by.items()} for name, by in values.items()
+    }
     first, *others = values
     comparisons = []
     for other in others:
-        differences = {size: crossed_interval(values[first][size] - values[other][size]) for size in values[first]}
+        differences = {
+            size: crossed_interval(each - values[other][size], bounds=bounds and difference_bounds(bounds))
+            for size, each in values[first].items()
+        }
         told = _indistinguishable_from(differences)
         sentence = _sentence(first, other, metric, differences, points)
         comparisons.append(

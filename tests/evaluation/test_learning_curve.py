@@ -65,6 +65,14 @@ def test_intervals_cover_the_mean_over_new_seeds_and_new_items(by_seed: float, b
     assert held / 400 >= 0.93
 
 
+def test_equal_values_are_no_certainty() -> None:
+    assert crossed_interval(np.ones((3, 40)), bounds=(0.0, 1.0)).low == pytest.approx(1 - (1 - 0.025 ** (1 / 39)))
+    assert crossed_interval(np.ones((3, 40))).low == -np.inf
+    ones = {10: np.ones((3, 40))}
+    (comparison,) = summary({"a": ones, "b": ones}, "accuracy", (0, 1, 2), {}).comparisons
+    assert comparison.differences[10].low < -0.05 and comparison.differences[10].high > 0.05
+
+
 def test_one_seed_has_no_interval() -> None:
     with pytest.raises(DataError, match="1 seeds and 9 items"):
         crossed_interval(np.zeros((1, 9)))
