@@ -97,7 +97,10 @@ def _array(opened: Any, channels: int) -> NDArray[np.uint8]:
     wanted = channels or (1 if opened.mode in ("1", "L", "I", "I;16", "F", "LA") else 3)
     if opened.mode in ("I", "I;16", "F"):  # Pillow would cut off what is above 255
         raise DataError(f"a picture of mode {opened.mode} has more than 8 bits a pixel; save it with 8")
-    array = np.asarray(opened.convert(MODES[wanted]), np.uint8)
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(opened)  # as the camera was held
+    array = np.asarray(upright.convert(MODES[wanted]), np.uint8)
     return array[:, :, None] if array.ndim == 2 else array
 
 

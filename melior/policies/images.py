@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from melior.data.formats.rows import ColumnKind
-from melior.errors import ConfigError, DataError, ModelError
+from melior.data.pictures import pixels as pixels_of
+from melior.errors import ConfigError, DataError
 from melior.policies.inputs import uniforms
 from melior.policies.lite0 import Lite0, pretrained_lite0
 from melior.types import Image
@@ -261,38 +261,13 @@ def _resized(pixels: Tensor, size: int) -> Tensor:  # [B, C, H, W] → [B, C, si
 
 
 def decode(image: Image) -> Tensor:  # [C, H, W] uint8, one channel or three
-    """The pixels of a picture; transparency is dropped, sixteen bits of grey become eight.
+    """The pixels of a picture; transparency is dropped.
 
     Raises:
         DataError: if the file cannot be decoded, or has channels that are neither grey nor colour.
     """
-    if not image.path:
-        height, width, channels = image.shape
-        pixels = torch.from_numpy(np.frombuffer(image.pixels, dtype=np.uint8).copy()).view(height, width, channels)
-        if channels not in (1, 2, 3, 4):
-            raise DataError(f"{image} has {channels} channels; grey has 1, colour 3, and one more with transparency")
-    else:
-        pixels = torch.from_numpy(_opened(image.path))
-        channels = pixels.shape[2]
-    kept = 1 if channels < 3 else 3
-    return pixels[:, :, :kept].permute(2, 0, 1).contiguous()
-
-
-def _opened(path: str) -> np.ndarray:  # [H, W, C] uint8
-    try:
-        from PIL import Image as Files
-        from PIL import ImageOps
-    except ImportError as error:
-        raise ModelError("Reading image files needs Pillow; run: pip install 'melior[vision]'") from error
-    try:
-        with Files.open(path) as file:
-            upright = ImageOps.exif_transpose(file)  # as the camera meant it
-            if upright.mode.startswith("I;16"):
-                return (np.asarray(upright) >> 8).astype(np.uint8)[:, :, None]
-            if upright.mode in ("I", "F"):
-                raise DataError(f"{path} has pixels of mode {upright.mode}, whose range nobody told; save it as 8 bits")
-            grey = upright.mode in ("1", "L", "LA")
-            found = np.array(upright.convert("L" if grey else "RGB"))
-    except (OSError, ValueError, SyntaxError, Files.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be decoded as an image: {str(error).splitlines()[0]}") from error
-    return found[:, :, None] if found.ndim == 2 else found
+    found = torch.from_numpy(pixels_of(image).copy())
+    channels = found.shape[2]
+    if channels not in (1, 2, 3, 4):
+        raise DataError(f"{image} has {channels} channels; grey has 1, colour 3, and one more with transparency")
+    return found[:, :, : 1 if channels < 3 else 3].permute(2, 0, 1).contiguous()
