@@ -89,8 +89,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/banner"))
     parser.add_argument("--quick", action="store_true", help="one small shop and one seed, to see that it runs")
     parser.add_argument("--seeds", type=int, default=1, help="independent repetitions: shop, log and network")
+    parser.add_argument("--family", choices=FAMILIES, help="one shop only")
     told = parser.parse_args()
-    size, families = (QUICK, FAMILIES[:1]) if told.quick else (Size(), FAMILIES)
+    families = (told.family,) if told.family else FAMILIES[:1] if told.quick else FAMILIES
+    size = QUICK if told.quick else Size()
     told.folder.mkdir(parents=True, exist_ok=True)
     outcomes: dict[str, list[Outcome]] = {}
     for family in families:
