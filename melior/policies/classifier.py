@@ -361,13 +361,19 @@ class ClassifierPolicy:
         different samples. `temperature=0` is the most probable output, without behavior log-probs.
 
         Raises:
-            ConfigError: for top_k or top_p: labels are few, and a probability that was cut off teaches nothing.
+            ConfigError: for top_k or top_p: labels are few, and a probability that was cut off teaches nothing; and
+                for choices other than the labels.
         """
         each = list(settings) if isinstance(settings, Sequence) else [settings or Sampling()] * len(inputs)
         for wanted in each:
             if wanted.top_k or wanted.top_p < 1:
                 told = f"top_k={wanted.top_k}, top_p={wanted.top_p}"
                 raise ConfigError(f"A classifier samples from all its labels, got {told}; leave them at 0 and 1")
+            if wanted.choices and set(wanted.choices) != set(self.labels.names):
+                raise ConfigError(
+                    f"A classifier decides among its own {len(self.labels.names)} labels, got {len(wanted.choices)} other "
+                    "choices; leave sampling.choices out"
+                )
         table = self._tables(self._read(inputs), [wanted.temperature or 1.0 for wanted in each])
         contents = [canonical(given) for given in inputs]
         seen: Counter[str] = Counter()

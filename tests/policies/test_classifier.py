@@ -139,6 +139,12 @@ def test_truncated_sampling_is_refused(policy: ClassifierPolicy) -> None:
             policy.sample([ROWS[0].inputs], how)
 
 
+def test_choices_are_the_labels_or_refused(policy: ClassifierPolicy) -> None:
+    assert policy.sample([ROWS[0].inputs], Sampling(choices=("no", "yes")))[0].output in ("no", "yes")
+    with pytest.raises(ConfigError, match="its own 2 labels, got 3 other"):
+        policy.sample([ROWS[0].inputs], Sampling(choices=("no", "yes", "perhaps")))
+
+
 def test_greedy_is_the_most_probable_label(policy: ClassifierPolicy) -> None:
     inputs = [row.inputs for row in ROWS]
     best = policy.probabilities(inputs).argmax(1).tolist()
