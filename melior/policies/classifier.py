@@ -370,10 +370,8 @@ class ClassifierPolicy:
                 told = f"top_k={wanted.top_k}, top_p={wanted.top_p}"
                 raise ConfigError(f"A classifier samples from all its labels, got {told}; leave them at 0 and 1")
             if wanted.choices and set(wanted.choices) != set(self.labels.names):
-                raise ConfigError(
-                    f"A classifier decides among its own {len(self.labels.names)} labels, got {len(wanted.choices)} other "
-                    "choices; leave sampling.choices out"
-                )
+                told = f"its own {len(self.labels.names)} labels, got {len(wanted.choices)} other choices"
+                raise ConfigError(f"A classifier decides among {told}; leave sampling.choices out")
         table = self._tables(self._read(inputs), [wanted.temperature or 1.0 for wanted in each])
         contents = [canonical(given) for given in inputs]
         seen: Counter[str] = Counter()
