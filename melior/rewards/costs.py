@@ -12,6 +12,8 @@ from melior.rewards.base import call_grader, nearest, sample_of
 from melior.rewards.templates import Template, parse_template
 from melior.types import Record, Score
 
+LABELS = ("{{ item.label }}", "{{ item.completion }}")  # where rows have what is right, if nobody says
+
 
 @dataclass(frozen=True)
 class CostMatrix:
@@ -23,7 +25,7 @@ class CostMatrix:
     name: str
     spec: Mapping[str, Any]
     costs: Mapping[str, Mapping[str, float]]  # true label → decided label → cost
-    reference: Template
+    references: tuple[Template, ...]  # the first that the item has
 
     def load(self) -> None:
         """Nothing to import."""
@@ -41,7 +43,7 @@ class CostMatrix:
         if isinstance(record.output, list | tuple | Mapping):
             raise GraderError(f"{self.name} prices one label, got {record.output!r:.60}; for several write a function")
         decided = str(record.output)
-        true = self.reference.render(record.item, sample_of(record))
+        true = self._true(record)
         if true not in self.costs:
             raise GraderError(f"{self.name} has no costs for the true label {true!r}{nearest(true, self.costs)}")
         row = self.costs[true]
@@ -54,6 +56,16 @@ class CostMatrix:
         single = record.decisions is None or len(record.decisions) == 1
         return Score(value=0.0 - cost, reason=f"{true} decided as {decided}", decisions=(0.0 - cost,) if single else ())
 
+    def _true(self, record: Record) -> str:
+        """The true label, from the first place that has one."""
+        sample = sample_of(record)
+        for reference in self.references[:-1]:
+            try:
+                return reference.render(record.item, sample)
+            except GraderError:
+                continue
+        return self.references[-1].render(record.item, sample)
+
 
 def cost_matrix(spec: Mapping[str, Any], name: str | None) -> CostMatrix:
     """The grader of a setting.
@@ -61,19 +73,20 @@ def cost_matrix(spec: Mapping[str, Any], name: str | None) -> CostMatrix:
     Raises:
         GraderError: if the costs are no table of finite numbers, or the reference is malformed.
     """
-    costs, reference = spec["costs"], spec.get("reference", "{{ item.label }}")
+    costs, reference = spec["costs"], spec.get("reference")
     if not isinstance(costs, Mapping) or not costs or not all(isinstance(row, Mapping) for row in costs.values()):
         raise GraderError(
             'grader cost_matrix needs costs by true and decided label, such as {"bad": {"good": 5}, "good": {"bad": 1}}'
         )
-    if not isinstance(reference, str):
+    if not isinstance(reference, str | None):
         raise GraderError(f"cost_matrix needs a string as 'reference', got {reference!r}")
     table = {
         str(true): {str(decided): _cost(true, decided, cost) for decided, cost in row.items()}
         for true, row in costs.items()
     }
     named = name or "cost_matrix"
-    return CostMatrix(named, {**spec, "name": named}, table, parse_template(reference))
+    references = LABELS if reference is None else (reference,)
+    return CostMatrix(named, {**spec, "name": named}, table, tuple(map(parse_template, references)))
 
 
 def _cost(true: Any, decided: Any, cost: Any) -> float:

@@ -66,3 +66,10 @@ def test_what_has_no_price_is_a_failure(true: Any, decided: Any, told: str) -> N
 def test_settings_that_mean_nothing_are_refused(spec: dict[str, Any], told: str) -> None:
     with pytest.raises(GraderError, match=told):
         load_grader({"type": "cost_matrix", **spec})
+
+
+@pytest.mark.parametrize("column", ["label", "completion"])
+def test_what_is_right_is_found_where_rows_have_it(column: str) -> None:
+    given = Record(inputs={"age": 3}, output="good", item={column: "bad"})
+    with GraderPool(SPEC) as pool:
+        assert pool.grade([given])[0].value == -5
