@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from melior.policies.base import Batch, Scored, Trainable, Want
+from melior.policies.base import Batch, Scored, Want
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ class Term:
 class Objective(Protocol):
     """What is minimised. The loop divides each term once, by its count over the whole step."""
 
-    want: frozenset[Want]
+    @property
+    def want(self) -> frozenset[Want]:
+        """What the loss reads of a forward pass."""
+        ...
 
     def prepare(self, step: Step, policy: Any) -> Step:
         """Sees the whole step: credit assignment, reference and old log-probs."""
@@ -99,7 +102,7 @@ class Steps(Protocol):
 class Evaluates(Protocol):
     """Measures a policy on held-out data while it trains."""
 
-    def __call__(self, trainable: Trainable) -> Mapping[str, float]: ...
+    def __call__(self, trainable: Any, /) -> Mapping[str, float]: ...
 
 
 def digest(*parts: Any) -> str:
