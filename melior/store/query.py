@@ -211,9 +211,13 @@ _SCORE = [field.name for field in fields(Score) if field.name not in ("kind", "u
 
 def score_columns(score: Score) -> dict[str, Any]:
     """A score as the columns of its row."""
-    return {**{name: getattr(score, name) for name in _SCORE}, "parts": dict(score.parts)}
+    return {
+        **{name: getattr(score, name) for name in _SCORE},
+        "parts": dict(score.parts),
+        "decisions": score.decisions or None,
+    }
 
 
 def _grade(row: RowMapping) -> Grade:
-    score = Score(**{name: row[name] for name in _SCORE})
+    score = Score(**{**{name: row[name] for name in _SCORE}, "decisions": row["decisions"] or ()})
     return Grade(id=row["id"], decision_id=row["decision_id"], score=score, created=row["created"])

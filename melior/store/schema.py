@@ -180,6 +180,7 @@ scores = _log(
     _words("traceback"),
     _json("parts"),
     Column("seconds", Float(53), nullable=False),
+    Column("decisions", Floats),  # NULL where the grader does not tell them apart
 )
 
 feedback = _log(

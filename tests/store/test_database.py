@@ -71,7 +71,7 @@ def test_many_may_open_an_empty_database_at_once(url: str) -> None:
 def test_a_newer_schema_is_refused_and_left_alone(url: str) -> None:
     with Store.open(url) as store, store.database.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StoreError, match="schema 9999 and this melior knows up to 0001"):
+    with pytest.raises(StoreError, match="schema 9999 and this melior knows up to 0002"):
         Store.open(url)
     with pytest.raises(StoreError, match="9999"):
         Store.open(url)
@@ -143,3 +143,15 @@ def test_the_default_database_is_in_the_home_of_melior(monkeypatch: pytest.Monke
     assert (tmp_path / "home" / "melior.db").is_file()
     monkeypatch.setenv("MELIOR_HOME", "")
     assert default_database() == Path.home() / ".melior" / "melior.db"
+
+
+def test_a_database_of_the_first_schema_gains_the_columns_of_the_second(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    with Store.open(path) as store:
+        with store.database.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE scores DROP COLUMN decisions")
+            connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    with Store.open(path) as store:
+        with store.database.engine.begin() as connection:
+            columns = [row[1] for row in connection.exec_driver_sql("PRAGMA table_info(scores)")]
+        assert "decisions" in columns

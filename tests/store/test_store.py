@@ -111,7 +111,9 @@ def test_what_is_not_json_is_refused(store: Store) -> None:
 
 def test_scores_come_back_as_they_were_given(store: Store) -> None:
     ids = [decision(store) for _ in range(2)]
-    good = Score(value=0.1 + 0.2, name="exact", reason="equal", parts={"a": 1.0, "b": -0.5}, seconds=0.25)
+    good = Score(
+        value=0.1 + 0.2, name="exact", reason="equal", parts={"a": 1.0, "b": -0.5}, decisions=(0.5, -0.2), seconds=0.25
+    )
     failed = Score(value=None, name="exact", error="ValueError: \0", traceback="Traceback…")
     store.add_scores(ids, [good, failed])
     first, second = store.scores(ids)

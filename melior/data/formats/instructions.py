@@ -92,6 +92,8 @@ def _write_label(example: Any, item: dict[str, Any], lost: Lost) -> dict[str, An
     if told.tools or [message["role"] for message in told.messages] != ["user", "assistant"]:
         raise RowError("it is a conversation, and a classification is one text and one label")
     text, label = (plain(message, lost) for message in told.messages)
+    if label != label.strip():
+        raise RowError(f"its label {label!r:.40} begins or ends with space, and would be read without it")
     return {"text": text, "label": label}
 
 
