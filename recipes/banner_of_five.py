@@ -52,17 +52,17 @@ Values = dict[str, NDArray[np.float64]]  # policy → expected points of each fr
 class Size:
     """How much of everything."""
 
-    impressions: int = 100_000  # logged
+    impressions: int = 200_000  # logged
     fresh: int = 2_000  # visits that judge
-    curve: tuple[int, ...] = (2_000, 5_000, 15_000, 40_000)  # shorter logs, of the first seed
-    epochs: int = 2  # over the log; with four the policy begins to learn its noise
-    batch: int = 512  # impressions of an update
+    curve: tuple[int, ...] = (2_000, 5_000, 20_000, 60_000)  # shorter logs, of the first seed
+    epochs: int = 4  # over the log
+    batch: int = 1_024  # impressions of an update
     steps: int = 160  # on-policy updates
     prompts: int = 64  # visits of an update, eight slates each
     explained: int = 300  # visits behind the tables of what was learnt
 
 
-QUICK = Size(impressions=4_000, fresh=300, curve=(1_000,), epochs=2, steps=5, prompts=16, explained=60)
+QUICK = Size(impressions=4_000, fresh=300, curve=(1_000,), batch=256, steps=5, prompts=16, explained=60)
 # Propensities of this log lie about 1/20, the fresh policy's about 1/40: the clip bounds what a rare item can say.
 SETTINGS = OffPolicy(ratio="decision", credit="own", baseline="none", frozen=True, clip=1.25)
 
@@ -177,7 +177,7 @@ def learn_chosen(
         for record, score in zip(records, scores)
         if score.value
     ]
-    steps = Examples(policy, rows, batch_size=256, epochs=2, seed=seed)
+    steps = Examples(policy, rows, batch_size=256, epochs=size.epochs, seed=seed)
     fit(policy, steps, supervised(), FitConfig(learning_rate=2e-3))
     return policy
 
