@@ -339,6 +339,7 @@ def _share(part: ArrayLike, whole: ArrayLike) -> Floats:
 def _by_score(scores: Floats, positive: Bools, weights: Floats | None) -> tuple[Floats, Floats]:
     """The mass of positives and of negatives at each distinct score, rising: [..., S] each."""
     heavy = np.ones(len(scores)) if weights is None else weights
+    positive = np.asarray(positive, dtype=bool)  # of 0 and 1, ~ would make −1 and −2
     order = np.argsort(scores, kind="stable")
     starts = np.concatenate([[0], np.flatnonzero(np.diff(scores[order])) + 1])
     good = (heavy * positive)[..., order]

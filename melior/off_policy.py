@@ -28,6 +28,7 @@ REWARDED = 30.0  # effective rows with a reward, below which 95 % intervals held
 SMALL = 0.1  # effective share of the rows below which a few of them decide
 DOMINANT = 0.1  # share of the whole weight in one row
 STRAY = 4.0  # standard errors that the mean weight may lie from 1
+ROUNDING = 1e-4  # by which it may, whatever its error: log-probs of long outputs are sums of rounded numbers
 
 
 # ------------------------------------------------------------------ weights
@@ -345,7 +346,7 @@ class Overlap:
                 f"the estimate rests on what {self.rewarded:.0f} rows earned, so its interval is too narrow; rewards "
                 "this rare need more rows"
             )
-        if abs(self.mean - 1) > STRAY * self.error:
+        if abs(self.mean - 1) > STRAY * self.error + ROUNDING:
             why = "decides what was never logged" if self.mean < 1 else "is held against propensities that are too low"
             told.append(
                 f"weights have mean {self.mean:.3f} ± {self.error:.3f} where 1 is due, so this policy {why}; "

@@ -46,7 +46,11 @@ KNOWN_ROWS = 64  # of the training rows, from which a new network's normalisatio
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """How one contestant learns. Rates were chosen on training rows that stand in no subset."""
+    """How one contestant learns.
+
+    Rates for X-rays were chosen on 250 training rows outside the hundred that were learnt from, but other subsets may
+    hold them; those for questions are a guess.
+    """
 
     config: Classifier
     learning_rate: float

@@ -73,6 +73,12 @@ def test_precision_recall_and_f1_are_scikit_learns(seed: int) -> None:
     )
 
 
+@pytest.mark.parametrize("area", [auc, average_precision])
+def test_areas_read_truth_as_0_and_1_too(area: Any) -> None:
+    scores, truth = np.array([0.1, 0.4, 0.3, 0.9]), np.array([0, 1, 0, 1])
+    assert area(scores, truth) == area(scores, truth > 0) == 1.0
+
+
 @settings(max_examples=40, deadline=None)
 @given(ROWS)
 def test_areas_are_scikit_learns_ties_and_weights_included(seed: int) -> None:

@@ -312,6 +312,8 @@ def test_effective_rows_lie_between_one_and_all(weights: list[float]) -> None:
 
 def test_overlap_says_what_is_wrong_and_nothing_where_all_is_well() -> None:
     assert overlap(torch.ones(500)).warnings() == []
+    rounded = 1 - 1e-6 * torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert overlap(rounded).warnings() == []  # the logging policy itself, whose log-probs were rounded
     lone = torch.zeros(500, dtype=torch.float64)
     lone[3], lone[4] = 250.0, 250.0
     told = overlap(lone)

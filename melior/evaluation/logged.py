@@ -219,7 +219,7 @@ def _whole(
     if estimator == "dr_shrinkage":
         weights = off_policy.shrunk(weights, strength=strength if strength is not None else float(len(rewards)))
     if estimator == "switch_dr":
-        weights = off_policy.switched(weights, limit=limit or math.sqrt(len(rewards)))
+        weights = off_policy.switched(weights, limit=math.sqrt(len(rewards)) if limit is None else limit)
     return off_policy.doubly_robust(rewards, weights, predicted, expected)
 
 

