@@ -11,7 +11,7 @@ from melior.reports.plots import table
 from melior.reports.schema import Line, Named, Point
 from melior.reports.slates import CurveShown, Grid, Pair, RequestShown, Slates, SlateShown, slates_section
 
-NAMES = {"logit": "Shop “logit”", "cascade": "Shop “cascade”, never tuned on"}
+NAMES = {"logit": "Shop “logit”", "cascade": "Shop “cascade”, where no setting of learning was chosen"}
 
 
 def write_page(path: Path, outcomes: Mapping[str, Sequence[Any]], found: Mapping[str, Any]) -> Path:
