@@ -65,8 +65,9 @@ class TableFeatures(nn.Module):
         lows = torch.full((len(edges), bins), torch.inf, dtype=torch.float64)
         widths = torch.ones((len(edges), bins), dtype=torch.float64)
         for place, edge in enumerate(edges):
-            lows[place, : len(edge) - 1] = torch.tensor(edge[:-1])
-            widths[place, : len(edge) - 1] = torch.tensor(edge).diff()
+            exact = torch.tensor(edge, dtype=torch.float64)  # timestamps seconds apart are one number in fp32
+            lows[place, : len(edge) - 1] = exact[:-1]
+            widths[place, : len(edge) - 1] = exact.diff()
         self.register_buffer("lows", lows, persistent=False)
         self.register_buffer("widths", widths, persistent=False)
         self.numeric = nn.Parameter(SPREAD * torch.randn(len(edges), bins, size))
@@ -170,8 +171,9 @@ class TableInputs(nn.Module):
 
     def forward(self, rows: Sequence[tuple[Tensor, Tensor]], seeds: Tensor | None = None) -> Tensor:  # [B, D]
         """Features of encoded rows."""
-        numbers, codes = (torch.stack(list(parts)) for parts in zip(*rows, strict=True))
-        return self.features(numbers, codes, seeds)
+        device = self.features.categories.device
+        numbers, codes = (torch.stack(list(parts)).to(device) for parts in zip(*rows, strict=True))
+        return self.features(numbers, codes, None if seeds is None else seeds.to(device))
 
     def cost(self, row: Any) -> int:
         """Rows cost the same."""

@@ -177,3 +177,12 @@ def test_blocks_learn_what_no_sum_over_columns_can() -> None:
         decided = head(inputs(inputs.encode(rows)))[:, 0] > 0
         accuracies.append(float((decided == targets.bool()).double().mean()))
     assert accuracies[0] <= 0.75 and accuracies[1] == 1
+
+
+def test_numbers_that_fp32_cannot_tell_apart_are_read() -> None:
+    """Timestamps seconds apart: their bins have widths, no cell becomes NaN, and different cells stay different."""
+    rows = [{"at": 1_700_000_000 + second} for second in range(40)]
+    inputs = TableInputs.of(rows, SMALL)
+    found = inputs(inputs.encode(rows))
+    assert torch.isfinite(found).all()
+    assert len(torch.unique(found, dim=0)) == 40
