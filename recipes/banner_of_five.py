@@ -5,8 +5,8 @@
 
 A page shows five of forty products. The log of a stochastic policy is all there is at first: a policy is made of it by
 the off-policy likelihood, and then goes on against the shop itself. Judged are exact expected points on visits that
-nobody trained on. Settings of learning were chosen in the shop "logit" alone; docs/banner.md says how, and what was seen
-of the shop "cascade" before the length of the log was fixed. The folder gets `summary.json` and `report.html`.
+nobody trained on. Settings of learning were chosen in the shop "logit" alone; docs/banner.md says how, and what was
+seen of the shop "cascade" before the length of the log was fixed. The folder gets `summary.json` and `report.html`.
 """
 
 from __future__ import annotations
