@@ -72,7 +72,9 @@ class ClassifierPolicy:
         self.dropout = default if config.dropout is None else config.dropout
         self._computed = {"outputs": 0, "inputs": 0}
         self.start = {name: tensor.detach().clone() for name, tensor in self.candidates()}
-        self.origin = _digest_of(self.start)  # of the weights as loaded: a run goes on only from those it began with
+        self.origin = parameters.digest(
+            self.start.items()
+        )  # a run goes on only from the weights it began with
 
     # ------------------------------------------------------------------ making, loading and saving
 
@@ -463,14 +465,6 @@ def _temperature(example: Any) -> float:
 
 def _group_name(example: Any, index: int) -> str:
     return example.group if isinstance(example, Record) and example.group else f"#{index}"
-
-
-def _digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """A fingerprint of weights."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _device(name: str) -> torch.device:

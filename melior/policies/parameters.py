@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -22,6 +23,14 @@ def trainable(named: Named) -> dict[str, torch.nn.Parameter]:
 def state_of(named: Named) -> State:
     """Tensors of those that train, by name; views, not copies."""
     return {name: parameter.detach() for name, parameter in trainable(named).items()}
+
+
+def digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """A fingerprint of weights, the frozen ones too where they are given."""
+    found = hashlib.sha256()
+    for name, tensor in named:
+        found.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def load_state(named: Named, state: State) -> None:

@@ -65,6 +65,7 @@ class SlatePolicy:
         self.reader = Reader(known, catalogue, positions=config.positions, history=config.history)
         self.spent = {"scores": 0}
         self.reference = copy.deepcopy(network).requires_grad_(False)
+        self.origin = parameters.digest(self.candidates())  # a run goes on only from the weights it began with
 
     # ------------------------------------------------------------------ making, loading and saving
 

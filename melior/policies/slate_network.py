@@ -27,6 +27,7 @@ from melior.policies.tables import Table, TableFeatures
 CELL_SPREAD = 0.2  # of first embeddings of cells: with a tenth of it requests are told apart much later
 ID_SPREAD = 0.1  # deviation of first id embeddings: ids differ from the start, and first slates are nearly uniform
 LOW = -1e30  # the score of what is not free, where -inf alone in a sum would have no gradient
+EQUAL = 2.0**-10  # nats between first-stage scores that rank alike: a thousand times what rounding makes of equal ones
 SHARED = 8  # products with all items are cheaper than gathering vectors up to this many items per candidate
 
 
@@ -108,7 +109,7 @@ class SlateNetwork(nn.Module):
         scores = torch.where(valid, scores, -torch.inf)
         shortlist, share = None, torch.zeros_like(scores[:, 0])
         if self.basket is not None and scores.shape[1] > self.config.shortlist:
-            shortlist = scores.detach().topk(self.config.shortlist, dim=1).indices
+            shortlist = best_places(scores.detach(), self.config.shortlist)
             share = torch.where(valid.sum(1) > self.config.shortlist, self.config.exploration, share)
         return Staged(requests, scores, vectors, candidates, shortlist, share)
 
@@ -261,6 +262,19 @@ class _Basket(nn.Module):
         before = torch.cat([start, tokens.cumsum(1)], dim=1)
         inner = self.placed(before + self.place[: count + 1]) + self.asked(self.norm(requests))[:, None]
         return pairs + self.outer(torch.relu(inner))
+
+
+def best_places(scores: Tensor, count: int) -> Tensor:  # [A, N] -> [A, count]
+    """Places of the highest scores, in no order; of equal ones, as items that nobody knows are, the first.
+
+    `topk` alone takes any of equal ones, others in a wider batch, and a slate's chance would depend on its batch mates;
+    so would it on the last digits of scores, which a wider batch changes too, and which are left out here.
+    """
+    scores = (scores / EQUAL).round()
+    last = scores.topk(count, dim=1).values[:, -1:]
+    above, level = scores > last, scores == last
+    room = count - above.sum(1, keepdim=True)
+    return (above | (level & (level.cumsum(1) <= room))).to(torch.uint8).topk(count, dim=1).indices
 
 
 def plackett_luce(

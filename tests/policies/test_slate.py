@@ -488,3 +488,24 @@ def test_vectors_kept_while_serving_follow_the_weights() -> None:
 def test_a_folder_that_holds_no_slate_policy(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no policy\.json"):
         SlatePolicy.load(tmp_path)
+
+
+def test_equal_items_are_shortlisted_alike_whatever_stands_in_the_batch() -> None:
+    """Up to a hundred candidates that are all alike, of which eight fit on the shortlist."""
+    policy = made(shortlist=8, precision="float32")
+    policy.restock([*ITEMS, *(Item(f"new {n}", {"kind": "tent", "price": 2.0}) for n in range(2000))])
+    few = tuple(f"new {n}" for n in range(100, 200))
+    asked = [replace(REQUESTS[n % 4], candidates=few[: 40 + 20 * (n % 4)]) for n in range(7)]
+    records = policy.sample([*asked, REQUESTS[0]], Sampling(n=8))[:-8]  # the last one has 2006 candidates
+    together = policy.log_probs(records)
+    for record, found in zip(records, together, strict=True):
+        (alone,) = policy.log_probs([record])
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-3)  # on the shortlist or not is 7 nats
+        torch.testing.assert_close(found, torch.tensor(record.behavior_log_probs).double(), rtol=0, atol=1e-3)
+
+
+def test_policies_that_began_otherwise_say_so() -> None:
+    """A run goes on only from the weights it began with: its frozen ones and its reference are in no checkpoint."""
+    first, again, other = (SlatePolicy.make(Slate(**DOUBLE), ITEMS, REQUESTS, seed=seed) for seed in (0, 0, 1))
+    assert first.fingerprint() == other.fingerprint()
+    assert first.origin == again.origin != other.origin
