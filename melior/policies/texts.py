@@ -42,7 +42,7 @@ class TextInputs(nn.Module):
 
     def __init__(self, model: Any, tokenizer: Any, config: Texts) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config  # a new one is made to train
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_encoder
+from tiny import ROWS as TOKENS
+from tiny import tiny_encoder, tiny_tokenizer
 
 from melior.errors import CheckpointError, ConfigError, DataError, ModelError
 from melior.policies.classifier import Classifier, ClassifierPolicy
@@ -16,7 +17,7 @@ from melior.policies.freezing import factors_of
 from melior.policies.inputs import drop, uniforms
 from melior.policies.kinds import kind_of, load_policy
 from melior.policies.tables import Table
-from melior.policies.texts import Texts
+from melior.policies.texts import TextInputs, Texts
 from melior.types import Demonstration, Preference, Rated, Record, Sampling, Task
 
 TABLE = Classifier(table=Table(width=8, embedding=4, hidden=0.0, dropout=0.0))
@@ -202,3 +203,15 @@ def test_dropout_keeps_the_mean_and_is_nothing_without_seeds() -> None:
     assert float(dropped.mean()) == pytest.approx(1.0, abs=0.02)
     assert float((dropped == 0).double().mean()) == pytest.approx(0.3, abs=0.01)
     assert drop(ones, 0.3, None) is ones
+
+
+def test_encoders_that_call_dropout_themselves_are_read_without_it() -> None:
+    """Not every dropout is a module, and a network that was made rather than loaded is in training mode."""
+    from transformers import AutoModel, ModernBertConfig
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    config = ModernBertConfig(vocab_size=TOKENS, attention_dropout=0.5, **shape, **ends)
+    inputs = TextInputs(AutoModel.from_config(config), tiny_tokenizer(None), Texts())
+    rows = inputs.encode(["the cat sat on the mat"])
+    assert torch.equal(inputs(rows), inputs(rows))
