@@ -192,13 +192,13 @@ def log_likelihoods(probabilities: Floats, truth: Bools, *, several: bool = Fals
     return np.log(np.maximum(right, LEAST)).sum(-1)
 
 
-def brier_scores(probabilities: Floats, truth: Bools) -> Floats:
-    """Squared distance of each row's probabilities from the truth [N]; of two labels that of the second alone.
+def brier_scores(probabilities: Floats, truth: Bools, *, several: bool = False) -> Floats:
+    """Squared distance of each row's probabilities from the truth [N]; where a row has one of two, of the second alone.
 
     Source: Brier 1950, Monthly Weather Review 78; halved for two labels, as is usual.
     """
     squares = (probabilities - truth) ** 2
-    return squares.sum(-1) / (2 if truth.shape[1] == 2 else 1)
+    return squares.sum(-1) / (2 if truth.shape[1] == 2 and not several else 1)
 
 
 @dataclass(frozen=True)

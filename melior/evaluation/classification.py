@@ -11,7 +11,7 @@ In JSON, as in a run's `classification.json`:
      "by_label": [{"label", "true", "decided", "precision", "recall", "f1", "auc"}],
      "confusion": [[…]], rows by truth, columns by decision, or null for several labels a row;
      "calibration": {"of", "bins": [{"low", "high", "rows", "foretold", "happened"}], "error", "chance", "chance_high",
-                     "debiased", "sentence"} or null,
+                     "debiased", "independent", "sentence"} or null,
      "costs": [[…]] or null, "curve": {"thresholds", "costs", "best", "fair", "decided"} or null,
      "groups": [{"attribute", "groups": [{"name", "rows", "measures"}], "gaps", "sentence", "warnings"}],
      "items": […], "columns": {"correct": […], "log_prob": […], "cost": […]}}

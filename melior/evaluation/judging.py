@@ -77,11 +77,14 @@ class Calibration:
     chance: float  # what the error would be on average if the probabilities were right
     chance_high: float  # and what it would exceed in 5 % of cases
     debiased: float | None  # root mean squared distance without the part that is scatter
+    independent: bool = True  # whether what happened is: where rows belong together, chance makes more than `chance`
 
     @property
     def sentence(self) -> str:
         """Whether the probabilities can be taken at their word, as far as so many rows can tell."""
         told = f"Calibration error {self.error:.3f} of {self.of}; right probabilities would show {self.chance:.3f}"
+        if not self.independent:
+            return f"{told} if nothing belonged together, and more as it is: this cannot say whether they are off."
         if self.error > self.chance_high:
             return f"{told}, and more than {self.chance_high:.3f} in one case of twenty: they are off."
         return f"{told}, and up to {self.chance_high:.3f} by chance: nothing says that they are off."
@@ -255,7 +258,7 @@ class Judged:
         if self.probabilities is not None:
             found["log_loss"] = (-columns[LOG_PROB], None)
             top = float(len(self.labels)) if self.several else 1.0 + (len(self.labels) > 2)
-            found["brier"] = (brier_scores(self.probabilities, self.truth), (0.0, top))
+            found["brier"] = (brier_scores(self.probabilities, self.truth, several=self.several), (0.0, top))
         if self.costs is not None:
             span = (float(self.costs.min()), float(self.costs.max()))
             found["cost"] = (columns[COST], span)
@@ -341,6 +344,7 @@ class Judged:
             chance=chance,
             chance_high=high,
             debiased=math.sqrt(max(0.0, squared)) if math.isfinite(squared) else None,
+            independent=not self.several and (self.clusters is None or len(set(self.clusters)) == len(self.clusters)),
         )
 
     def curve(self) -> CostCurve | None:

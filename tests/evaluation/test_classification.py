@@ -176,6 +176,24 @@ def test_clusters_widen_what_copies_would_narrow() -> None:
     assert blind.high - blind.low < 0.6 * width and seen.high - seen.low == pytest.approx(width, rel=0.1)
 
 
+def test_rows_that_belong_together_are_not_called_badly_calibrated() -> None:
+    """Probabilities are right, but 25 rows at a time share their luck."""
+    chance = np.random.default_rng(0)
+    luck, foretold = (np.repeat(chance.random(40), 25) for _ in range(2))
+    truth, owners = np.where(luck < foretold, "bad", "good").tolist(), np.repeat(np.arange(40), 25).tolist()
+    columns = np.stack([1 - foretold, foretold], 1)
+    blind = classification(["good", "bad"], truth, columns).calibration
+    seen = classification(["good", "bad"], truth, columns, clusters=owners).calibration
+    alone = classification(["good", "bad"], truth, columns, clusters=list(range(1000))).calibration
+    assert blind is not None and "they are off" in blind.sentence and blind == alone
+    assert seen is not None and not seen.independent and "cannot say" in seen.sentence
+
+
+def test_the_brier_score_of_two_labels_that_a_row_may_both_have_counts_both() -> None:
+    found = classification(["a", "b"], [("a",), ("a", "b")], [[0.9, 0.4], [0.6, 0.7]], several=True)
+    assert found.measures["brier"].estimate == pytest.approx((0.01 + 0.16 + 0.16 + 0.09) / 2)
+
+
 def test_weights_are_rows_so_many_times() -> None:
     truth, probabilities = two(4, 40)
     weights = [1.0 + row % 3 for row in range(40)]
