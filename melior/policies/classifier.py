@@ -72,9 +72,7 @@ class ClassifierPolicy:
         self.dropout = default if config.dropout is None else config.dropout
         self._computed = {"outputs": 0, "inputs": 0}
         self.start = {name: tensor.detach().clone() for name, tensor in self.candidates()}
-        self.origin = parameters.digest(
-            self.start.items()
-        )  # a run goes on only from the weights it began with
+        self.origin = parameters.digest(self.start.items())  # a run goes on only from the weights it began with
 
     # ------------------------------------------------------------------ making, loading and saving
 
@@ -382,11 +380,12 @@ class ClassifierPolicy:
             numbers = range(seen[content], seen[content] + wanted.n)
             seeds += [_seed(wanted.seed, step, content, number) for number in numbers]
             seen[content] += wanted.n
-        owners = torch.repeat_interleave(torch.arange(len(inputs)), torch.tensor([wanted.n for wanted in each]))
+        counts = torch.tensor([wanted.n for wanted in each], dtype=torch.long)
+        owners = torch.repeat_interleave(torch.arange(len(inputs)), counts)
         chances = table[owners].double().exp().cumsum(-1)  # [N, T, K]
         drawn = uniforms(torch.tensor(seeds, dtype=torch.long), self.labels.width)[:, :, None] * chances[:, :, -1:]
         decided = (chances <= drawn).sum(-1)  # [N, T]
-        greedy = torch.tensor([wanted.temperature == 0 for wanted in each])[owners]
+        greedy = torch.tensor([wanted.temperature == 0 for wanted in each], dtype=torch.bool)[owners]
         decided = torch.where(greedy[:, None], table[owners].argmax(-1), decided)
         log_probs = table[owners].gather(-1, decided[:, :, None])[:, :, 0]
         return [

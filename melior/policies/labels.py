@@ -28,7 +28,9 @@ class Labels:
             raise ConfigError(f"Label {twice[0]!r} stands twice in labels; name each once")
         if len(self.names) < (1 if self.several else 2):
             told = ", ".join(map(repr, self.names)) or "none"
-            raise ConfigError(f"A classifier needs 2 labels at least, got {len(self.names)}: {told}; add rows")
+            raise ConfigError(
+                f"A classifier needs 2 labels at least, got {len(self.names)}: {told}; add rows, or name labels"
+            )
 
     @classmethod
     def of(cls, rows: Sequence[Any], *, given: Sequence[str] = (), several: bool = False) -> Labels:
@@ -75,6 +77,10 @@ class Labels:
                     f"A record was made with labels {example.fingerprint}, this classifier has {self.fingerprint}; "
                     "its ids mean other labels here"
                 )
+            ids = example.decisions
+            if len(ids) != self.width or not all(0 <= decided < self.choices for decided in ids):
+                told = f"{self.width} of 0 to {self.choices - 1}"
+                raise DataError(f"A record has decisions {ids}, this classifier decides {told}; leave the record out")
             return example.decisions
         if isinstance(example, Preference):
             raise DataError("A Preference has two outputs; encode its chosen and its rejected side as Demonstrations")

@@ -215,3 +215,13 @@ def test_encoders_that_call_dropout_themselves_are_read_without_it() -> None:
     inputs = TextInputs(AutoModel.from_config(config), tiny_tokenizer(None), Texts())
     rows = inputs.encode(["the cat sat on the mat"])
     assert torch.equal(inputs(rows), inputs(rows))
+
+
+@pytest.mark.parametrize("decisions", [(0, 1), (2,), (-1,), ()])
+def test_decisions_that_are_no_labels_are_refused(decisions: tuple[int, ...], policy: ClassifierPolicy) -> None:
+    with pytest.raises(DataError, match="decides 1 of 0 to 1; leave the record out"):
+        policy.encode([Record(inputs=ROWS[0].inputs, output="no", decisions=decisions)])
+
+
+def test_nothing_asked_is_nothing_answered(policy: ClassifierPolicy) -> None:
+    assert policy.sample([]) == [] and policy.log_probs([]) == []
