@@ -98,17 +98,16 @@ def evaluate_models(models: Sequence[str], asked: Asked, store: Store, told: Tol
 
 
 def known_reading(found: Sequence[Found], asked: Reading, store: Store) -> Reading:
-    """How the rows are read: as was asked, and where nothing was, as the first version's own rows were."""
+    """How the rows are read: as the first version's own rows were, but for what was asked."""
     reading = replace(asked, least_rows=1)  # these rows are measured, not learnt from
-    if asked.label:
-        return reading
     for one in found:
         if one.version is not None and one.version.run_id:
             try:
                 data = recipe_of(dict(store.run(one.version.run_id).config)).data
             except MeliorError:  # of a release with other settings
                 continue
-            return replace(data.reading, least_rows=1, audit=asked.audit or data.audit)
+            own = data.reading
+            return replace(own, least_rows=1, label=asked.label or own.label, audit=asked.audit or own.audit)
     return reading
 
 

@@ -25,7 +25,8 @@ from melior.errors import ConfigError
 from melior.policies.base import Batch, Rates
 from melior.store import Store
 from melior.trainers import memory
-from melior.types import Task
+from melior.trainers.preference import encode_pairs
+from melior.types import Preference, Task
 
 TIMED = 3  # micro-batches computed for the clock, after one that warms up
 COUNTED_STEPS = 8  # steps whose tokens are counted; the others are taken to be like them
@@ -225,6 +226,8 @@ def _evaluation_seconds(
         if per_output is None:
             per_output = _seconds_per_output(policy, rows.tasks, recipe)
         once = len(rows.tasks) * (recipe.evaluate.n + 1) * per_output
+    if not looks:
+        return 2 * once, 0.0
     look = once if recipe.method == "rft" else reading * 2 * _tokens(policy, rows.validation or rows.heldout)
     return 2 * once, looks * look
 
@@ -239,7 +242,8 @@ def _timed(policy: Any, objective: Any, parts: Sequence[Batch]) -> tuple[float, 
     """Seconds per token of a training pass, its spread, and the bytes the largest micro-batch keeps."""
     known = {p.untyped_storage().data_ptr() for p in policy.parameters()}
     largest = max(parts, key=policy.cost)
-    small = largest.select([0])
+    first = largest.groups[0]
+    small = largest.select([row for row, group in enumerate(largest.groups) if group == first])  # pairs stay whole
     _pass(policy, objective, small)  # the first one pays for what is only made once
     kept = memory.saved_for_backward(lambda: _loss(policy, objective, largest), but=known)
     paces = [_pass(policy, objective, part) / policy.cost(part) for part in sorted(parts, key=policy.cost)[-TIMED:]]
@@ -280,7 +284,9 @@ def _parts(policy: Any, batch: Batch, budget: int | None) -> list[Batch]:
 
 
 def _tokens(policy: Any, rows: Sequence[Any]) -> int:
-    return policy.cost(policy.encode(rows)) if rows else 0
+    if not rows:
+        return 0
+    return policy.cost(encode_pairs(policy, rows)[0] if isinstance(rows[0], Preference) else policy.encode(rows))
 
 
 # ---------------------------------------------------------------------- warning

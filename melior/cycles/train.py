@@ -322,8 +322,8 @@ class _Cycle:
             try:
                 registry.promote(version.id, recipe.save.alias, gate_id=gate.id, reason=verdict.sentence)
                 promoted = True
-            except StoreError as error:  # somebody promoted another one in the meantime: theirs to compare with
-                note = str(error)
+            except StoreError as error:
+                note = self._passed_but(error)
         return Outcome(
             folder=self.folder,
             run_id=run_id,
@@ -334,6 +334,18 @@ class _Cycle:
             gate_id=gate.id,
             promoted=promoted,
             note=note,
+        )
+
+    def _passed_but(self, error: StoreError) -> str:
+        """Why a version that passed its gate is not promoted: mostly since it was not compared with what serves."""
+        held = self.store.alias(self.name, self.recipe.save.alias)
+        start = self.found.version
+        if held is None or (start is not None and held.version_id == start.id):
+            return str(error)
+        serving = f"{self.name}@{self.recipe.save.alias}"
+        return (
+            f"not promoted: it was compared with {start.id if start else 'the base model'}, and {serving} is "
+            f"{held.version_id}; train from that (model.path: {serving}), or give this one a save.name of its own"
         )
 
     def _open_run(self, dataset_id: str) -> str:

@@ -137,6 +137,26 @@ def test_logs_pairs_and_ratings_teach_what_demonstrations_judge(
     assert outcome.after.grader == "accuracy" and outcome.after.reward.estimate > 0.8 and outcome.promoted
 
 
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("sft", "demonstrations"), ("off_policy", "logged"), ("dpo", "preferences"), ("awr", "rated")],
+)
+def test_every_method_can_be_planned(tmp_path: Path, store: Store, method: str, kind: str) -> None:
+    asked: dict[str, Any] = {"train": write_jsonl(tmp_path / "rows.jsonl", decisions(kind, 60))}
+    if kind == "rated":
+        asked["heldout"] = write_jsonl(tmp_path / "heldout.jsonl", decisions("demonstrations", 40, seed=4))
+    plan = dry_run(recipe_of({"method": method, "model": {"kind": "classifier"}, "data": asked}), store)
+    assert plan.steps > 0 and plan.seconds is not None and plan.seconds > 0 and plan.activation_bytes
+
+
+def test_a_version_that_was_not_compared_with_the_one_that_serves_says_so(tmp_path: Path, runs: Runs) -> None:
+    same: dict[str, Any] = {"method": "sft", "data": table(tmp_path, 400), "save": {"name": "buyers"}}
+    same |= {"sft": {"epochs": 10, "batch_size": 16}, "fit": {"learning_rate": 0.005}}
+    first, second = runs("first", **same), runs("second", **same, seed=1)
+    assert first.promoted and second.verdict.result == "promote" and not second.promoted
+    assert "compared with the base model" in second.note and f"buyers@prod is {first.version_id}" in second.note
+
+
 def test_held_out_logs_judge_against_the_policy_that_wrote_them(tmp_path: Path, runs: Runs) -> None:
     data = {"train": write_jsonl(tmp_path / "log.jsonl", decisions("logged", 600)), "heldout": 0.3}
     settings = {"batch_size": 64, "epochs": 20}

@@ -136,12 +136,29 @@ def test_a_row_that_cannot_be_used_is_told_with_its_line(tmp_path: Path, row: An
         assert [problem.line for problem in examples.problems] == [2]
 
 
-def test_stopping_shows_the_first_five_problems_and_the_total(tmp_path: Path) -> None:
+def test_stopping_tells_a_reason_once_with_its_first_lines_and_the_total(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
-        read_examples(write(tmp_path, {"prompt": "q"}, *["{"] * 7))
+        read_examples(write(tmp_path, {"prompt": "q"}, *[{"question": "q"}] * 7, {"prompt": 3}))
     message = str(raised.value)
-    assert "7 of 8 rows cannot be used" in message and "and 2 more" in message
+    assert "8 of 9 rows cannot be used" in message and len(message.splitlines()) == 3
+    assert "rows.jsonl:2, 3, 4, 5, 6 and 2 more: found the columns question" in message
+    assert message.count("found the columns") == 1 and "rows.jsonl:9: prompt must be" in message
+
+
+def test_stopping_shows_the_first_five_reasons(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        read_examples(write(tmp_path, {"prompt": "q"}, *[{f"column {number}": "q"} for number in range(7)]))
+    message = str(raised.value)
+    assert "7 of 8 rows cannot be used" in message and message.endswith("and 2 more")
     assert [f"rows.jsonl:{line}:" in message for line in (1, 2, 6, 7)] == [False, True, True, False]
+
+
+def test_columns_of_no_format_are_told_with_the_formats_most_like_them(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"expected one of: prompt \+ chosen \+ rejected; .* others; where only"
+    ) as raised:
+        read_examples(write(tmp_path, {"prompt_": "q", "chosen": "a", "rejecte": "b"}))
+    assert len(str(raised.value)) < 600
 
 
 def test_all_rows_of_a_file_share_one_format(tmp_path: Path) -> None:

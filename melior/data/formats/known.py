@@ -36,6 +36,7 @@ FORMATS: tuple[Format, ...] = (
     *decisions.FORMATS,
 )
 BY_NAME: Mapping[str, Format] = {format.name: format for format in FORMATS}
+SHOWN = 6  # sets of columns that an error lists, those that share most with the row first
 ALIASES: Mapping[str, str] = {  # what people call them
     "openai-sft": "messages",
     "openai-dpo": "openai-preference",
@@ -56,8 +57,8 @@ def format_named(name: str) -> Format:
     found = BY_NAME.get(ALIASES.get(name, name))
     if found is None:
         near = difflib.get_close_matches(name, [*BY_NAME, *ALIASES], n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"unknown format {name!r}{hint} Known are {', '.join(BY_NAME)}")
+        hint = f", did you mean {near[0]!r}?" if near else ";"
+        raise ConfigError(f"unknown format {name!r}{hint} known are {', '.join(BY_NAME)}")
     return found
 
 
@@ -71,10 +72,12 @@ def format_of(row: Row, kind: Kind | None = None, reading: Reading = Reading()) 
     """
     fitting = [format for format in FORMATS if format.matches(row, reading)]
     if not fitting:
-        known = "; ".join(dict.fromkeys(" + ".join(format.columns) for format in FORMATS if format.columns))
+        known = list(dict.fromkeys(format.columns for format in FORMATS if format.columns))
+        near = sorted(known, key=lambda columns: -len(row.keys() & columns))[:SHOWN]
+        wanted = "; ".join(map(" + ".join, near))
         raise RowError(
-            f"found the columns {', '.join(sorted(row)) or '(none)'}, expected one of: {known}; "
-            "where only the names differ, melior convert --rename OLD=NEW changes them; "
+            f"found the columns {', '.join(sorted(row)) or '(none)'}, expected one of: {wanted}; or of "
+            f"{len(known) - SHOWN} others; where only the names differ, melior convert --rename OLD=NEW changes them; "
             "of a table, name the column to decide: label"
         )
     best = max(fitting, key=lambda format: (len(format.columns), format.fits is not None))

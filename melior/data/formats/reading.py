@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -45,8 +46,8 @@ def read_examples(
     tell it, and `reading` says what they do not.
 
     Raises:
-        DataError: if a row cannot be used and `on_error` is "stop" (the first five and the total are shown), if no
-            row can be used, or if the source holds another kind than asked for.
+        DataError: if a row cannot be used and `on_error` is "stop" (the first five reasons, each once with its
+            lines, and the total are shown), if no row can be used, or if the source holds another kind than asked for.
     """
     if on_error not in ("stop", "skip"):
         raise ConfigError(f"on_error is 'stop' or 'skip', not {on_error!r}")
@@ -189,7 +190,23 @@ def _renamed(row: Row, names: Mapping[str, str]) -> Row:
 
 
 def _told(stream: ExampleStream, problems: Sequence[Problem], good: int) -> str:
-    shown = "".join(f"\n  {p.file or stream.name}:{p.line}: {p.reason}" for p in problems[:SHOWN_PROBLEMS])
-    more = f"\n  and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+    alike: dict[str, list[Problem]] = defaultdict(list)  # a reason is told once, however many rows have it
+    for problem in problems:
+        alike[problem.reason].append(problem)
+    first = list(alike.items())[:SHOWN_PROBLEMS]
+    shown = "".join(f"\n  {_places(stream.name, found)}: {reason}" for reason, found in first)
+    left = len(problems) - sum(len(found) for _, found in first)
+    more = f"\n  and {left} more" if left else ""
     remedy = 'correct them, or leave them out with on_error="skip"' if good else "correct them"
     return f"{stream.source}: {len(problems)} of {len(problems) + good} rows cannot be used; {remedy}:{shown}{more}"
+
+
+def _places(name: str, problems: Sequence[Problem]) -> str:
+    """The first lines of rows with one problem, each file named where it begins, and how many more there are."""
+    told, file = "", ""
+    for problem in problems[:SHOWN_PROBLEMS]:
+        here = problem.file or name
+        told += f"{', ' * bool(told)}{problem.line if here == file else f'{here}:{problem.line}'}"
+        file = here
+    more = len(problems) - SHOWN_PROBLEMS
+    return f"{told} and {more} more" if more > 0 else told
