@@ -73,7 +73,9 @@ def show_outcome(outcome: Outcome, store: Any, where: str | None) -> None:
         say(f"baseline  {outcome.baseline['sentence']}")
     say(f"gain      {interval(told['gate']['interval'], sign=True)}")
     say(f"gate      {outcome.verdict.sentence}")
-    promoted = f", promoted to {version.name}@prod" if outcome.promoted else ""
+    aliases = [held.alias for held in store.aliases(name=version.name) if held.version_id == version.id]
+    places = ", ".join(f"{version.name}@{alias}" for alias in aliases)
+    promoted = f", promoted to {places}" if outcome.promoted and places else ""
     say(f"version   {version.id} of {version.name}{promoted}")
     notes = (outcome.note, outcome.stopped and f"stopped early: {outcome.stopped}", outcome.warning)
     for note in filter(None, notes):

@@ -287,7 +287,9 @@ def test_reinforcement_finds_the_choice_that_is_paid(folder_of: Callable[..., Pa
     steps = Rollouts(policy, [Task(prompt) for prompt in PROMPTS], Prefers(), Sampling(n=16, choices=LIKELY))
     before = policy.choice_log_probs(PROMPTS, LIKELY)[:, 3].exp()
     run = fit(policy, steps, reinforcement(), FitConfig(steps=20, learning_rate=2e-2, schedule="constant"))
-    assert run.metrics[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-4), "on-policy: what was sampled is what is scored"
+    assert run.metrics[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-4), (
+        "on-policy: what was sampled is what is scored"
+    )
     assert max(row.get("policy/sampler_gap", 0.0) for row in run.metrics) <= 1e-4
     after = policy.choice_log_probs(PROMPTS, LIKELY)[:, 3].exp()
     assert before.mean() < 0.5 and after.min() > 0.9

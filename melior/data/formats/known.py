@@ -74,9 +74,9 @@ def format_of(row: Row, kind: Kind | None = None, reading: Reading = Reading()) 
     if not fitting:
         known = list(dict.fromkeys(format.columns for format in FORMATS if format.columns))
         near = sorted(known, key=lambda columns: -len(row.keys() & columns))[:SHOWN]
-        wanted = "; ".join(map(" + ".join, near))
+        shown = "; ".join(map(" + ".join, near))
         raise RowError(
-            f"found the columns {', '.join(sorted(row)) or '(none)'}, expected one of: {wanted}; or of "
+            f"found the columns {', '.join(sorted(row)) or '(none)'}, expected one of: {shown}; or of "
             f"{len(known) - SHOWN} others; where only the names differ, melior convert --rename OLD=NEW changes them; "
             "of a table, name the column to decide: label"
         )
