@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from tiny import tiny_folder
 from melior.policies.language import LanguagePolicy
 
 torch.set_num_threads(1)
-settings.register_profile("melior", settings.default, deadline=None)  # a slow machine is no failure
-settings.load_profile("melior")
+# A slow machine is no failure. The same examples each time, so that what fails is what was changed; to look for new
+# ones: HYPOTHESIS_PROFILE=explore pytest …
+settings.register_profile("melior", settings.default, deadline=None, derandomize=True, database=None)
+settings.register_profile("explore", settings.default, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "melior"))
 
 
 @pytest.fixture(scope="session")

@@ -62,9 +62,9 @@ def suspicious(text: str) -> bool:
 
 
 def masked(text: str, *, secrets: bool = True, personal: bool = True) -> str:
-    """The text with each sighting replaced by its kind in brackets."""
-    for sighting in reversed(sightings(text)):
-        if secrets if sighting.secret else personal:
+    """The text with each sighting replaced by its kind in brackets, and what only stands out then as well."""
+    while found := [sighting for sighting in sightings(text) if (secrets if sighting.secret else personal)]:
+        for sighting in reversed(found):
             text = f"{text[: sighting.start]}[{sighting.kind.upper()}]{text[sighting.end :]}"
     return text
 
