@@ -1,10 +1,10 @@
 """banking77: naming what a customer wants, by fine-tuning a small encoder or a small language model
 
-    python recipes/banking77.py minilm --out runs/banking77-minilm        # about 15 minutes on two cores
-    python recipes/banking77.py smollm2 --out runs/banking77-smollm2      # about 20 minutes on two cores
+    python recipes/banking77.py minilm --out runs/banking77-minilm        # about 20 minutes on two cores
+    python recipes/banking77.py smollm2 --out runs/banking77-smollm2      # about 35 minutes on two cores
 
 10,003 messages to a bank, 77 intents. A fifth of the messages is held out and looked at once, at the end; the other
-rows train, and of these a tenth chooses where MiniLM stops. SmolLM2 writes the intent as words, and is asked for the
+rows train, for a number of epochs fixed beforehand. SmolLM2 writes the intent as words, and is asked for the
 most probable of the 77: nothing else can come out. TF-IDF with logistic regression learns from the same rows and is
 measured on the same messages, so that differences are paired.
 """
@@ -33,7 +33,7 @@ from melior.reports.document import Part, paragraph, write_document
 from melior.reports.plots import table
 from melior.statistics import Interval, mean_interval
 from melior.trainers.loop import FitConfig, Metrics, fit
-from melior.trainers.supervised import Examples, HeldoutLoss, supervised
+from melior.trainers.supervised import Examples, supervised
 from melior.types import Demonstration, Sampling
 
 Rows = Sequence[Demonstration]
@@ -53,15 +53,15 @@ class Settings:
     head: float = 1.0  # learning rate of a classifier's new head, as a factor
     weight_decay: float = 0.0
     rank: int = 16  # of the language model's LoRA
-    validation: float = 0.0  # share of the training rows that choose the epoch
+    smoothing: float = 0.0
     seed: int = 0
 
 
 SETTINGS = {
     "minilm": Settings(
-        epochs=5, batch_size=32, learning_rate=2e-4, warmup=50, head=10, weight_decay=0.01, validation=0.1
+        epochs=6, batch_size=32, learning_rate=2e-4, warmup=50, head=10, weight_decay=0.01, smoothing=0.1
     ),
-    "smollm2": Settings(epochs=1, batch_size=16, learning_rate=1e-3, warmup=20),
+    "smollm2": Settings(epochs=2, batch_size=16, learning_rate=1e-3, warmup=20),
 }
 
 
@@ -77,15 +77,14 @@ class Answers:
 
 
 def minilm(train: Rows, heldout: Rows, labels: Sequence[str], settings: Settings, folder: Path) -> Answers:
-    """MiniLM with a new head, every weight trained; the epoch with the best validation loss."""
-    learnt, validation = split(train, settings.validation, seed=settings.seed)
+    """MiniLM with a new head, every weight trained, towards labels that are never quite certain."""
     config = Classifier(inputs="text", labels=tuple(labels))
-    policy = ClassifierPolicy.make(config, learnt, seed=settings.seed)
-    steps = Examples(policy, learnt, batch_size=settings.batch_size, epochs=settings.epochs, seed=settings.seed)
+    policy = ClassifierPolicy.make(config, train, seed=settings.seed)
+    steps = Examples(policy, train, batch_size=settings.batch_size, epochs=settings.epochs, seed=settings.seed)
     fit(
         policy,
         steps,
-        supervised(),
+        supervised(smoothing=settings.smoothing),
         FitConfig(
             folder=folder / "run",
             learning_rate=settings.learning_rate,
@@ -93,12 +92,7 @@ def minilm(train: Rows, heldout: Rows, labels: Sequence[str], settings: Settings
             weight_decay=settings.weight_decay,
             rates={"^head": settings.head},
             checkpoint_every=steps.per_epoch,
-            evaluate_every=steps.per_epoch,
-            best_metric="heldout_loss",
-            best_is="min",
-            patience=2,
         ),
-        evaluation=HeldoutLoss(policy, validation),
         on_step=progress,
     )
     policy.save(folder / "model")

@@ -32,6 +32,7 @@ class Comparison:
     clusters: Mapping[str, str] = field(default_factory=dict)
     items: int  # in the evaluations; those compared are the differences'
     missing: int = 0  # items without a graded sample on either side
+    effective: float | None = None  # rows that the less certain side rests on, where one was estimated from a log
 
     @property
     def gain(self) -> Interval:
@@ -130,6 +131,7 @@ def compare(candidate: Evaluation, baseline: Evaluation) -> Comparison:
         clusters=candidate.clusters,
         items=len(candidate.items),
         missing=len(candidate.items) - len(differences[REWARD]),
+        effective=_least([candidate.effective, baseline.effective]),
     )
 
 
@@ -157,7 +159,12 @@ def pooled(runs: Sequence[Comparison]) -> Comparison:
         clusters={key: cluster for run in runs for key, cluster in run.clusters.items()},
         items=max(max(run.items for run in runs), len(differences[REWARD])),
         missing=max(run.missing for run in runs),
+        effective=_least([run.effective for run in runs]),
     )
+
+
+def _least(counts: Sequence[float | None]) -> float | None:
+    return min((count for count in counts if count is not None), default=None)
 
 
 def _same(candidate: Evaluation, baseline: Evaluation) -> None:

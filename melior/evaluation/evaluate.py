@@ -74,6 +74,7 @@ class Evaluation:
     truncated: float = 0.0  # share of sampled outputs cut by max_tokens
     mean_tokens: float | None = None  # of a sampled output; None where the policy does not record decisions
     examples: tuple[Example, ...] = ()
+    effective: float | None = None  # rows that an estimate from a log rests on; None where each item was measured
     notes: tuple[str, ...] = ()  # what a reader of the numbers should know, a sentence each
 
     def to_json(self) -> dict[str, Any]:

@@ -182,6 +182,16 @@ def _weigh(checks: Sequence[_Check], comparison: Comparison, gate: Gate) -> tupl
             [f"{units} {what} are fewer than the {gate.minimum_items} needed"],
             max(math.ceil((gate.minimum_items - units) * items / units), 1),
         )
+    if comparison.effective is not None and comparison.effective < gate.minimum_items:
+        share = max(comparison.effective, 1.0) / items
+        return (
+            "inconclusive",
+            [
+                f"what the log says of this policy rests on {comparison.effective:.0f} rows, fewer than the "
+                f"{gate.minimum_items} needed: the interval is too narrow to believe"
+            ],
+            max(math.ceil((gate.minimum_items - comparison.effective) / share), 1),
+        )
     if failed := [check for check in checks if check.failed]:
         return "reject", [str(check) for check in failed], None
     if open_ := [check for check in checks if not check.passed]:

@@ -92,9 +92,11 @@ def evaluate_logged(
     )
     values = {REWARD: found.contributions.tolist(), WEIGHT: found.weights.tolist()}
     rewards = torch.tensor([rollout.reward for rollout in found.log.rollouts], dtype=torch.float64)
-    notes = [*off_policy.overlap(found.weights, rewards).warnings(), *_notes(found)]
+    overlap = off_policy.overlap(found.weights, rewards)
+    notes = [*overlap.warnings(), *_notes(found)]
     evaluation = _evaluation(records, scores, found.log, values, sampling, grader, notes)
-    return replace(evaluation, seconds=time.monotonic() - started)
+    effective = min(overlap.effective, overlap.rewarded)
+    return replace(evaluation, effective=effective, seconds=time.monotonic() - started)
 
 
 def evaluate_log(

@@ -182,6 +182,15 @@ def test_few_items_never_decide() -> None:
     assert verdict.result == "inconclusive" and "1 independent groups" in verdict.sentence
 
 
+def test_an_estimate_from_a_log_decides_by_the_rows_it_rests_on() -> None:
+    gained = compared(np.full(400, 0.2))
+    assert decide(gained, UNGUARDED).result == "promote"
+    verdict = decide(replace(gained, effective=12.4), UNGUARDED)
+    assert verdict.result == "inconclusive" and "rests on 12 rows" in verdict.reasons[0]
+    assert verdict.items_needed == math.ceil((30 - 12.4) * 400 / 12.4)
+    assert decide(replace(gained, effective=30.0), UNGUARDED).result == "promote"
+
+
 def test_many_missing_items_never_decide() -> None:
     comparison = replace(compared(np.tile([1.0, 0.5], 50)), items=110, missing=10)
     assert decide(comparison, UNGUARDED).result == "inconclusive"
