@@ -27,6 +27,7 @@ class Want(Enum):
     LOG_PROBS = "log_probs"
     ENTROPY = "entropy"
     CANDIDATES = "candidates"  # log-probs of everything that could have been decided, where that is a short list
+    STATES = "states"  # what was read before each decision and behind the last: value functions and rewards read it
 
 
 LOG_PROBS = frozenset({Want.LOG_PROBS})
@@ -41,7 +42,7 @@ class Batch:
     mask: Tensor  # [B, T] bool, True where the policy chose
     weights: Tensor  # [B, T] float, per-decision weight
     groups: Tensor  # [B] int, which input (or pair) a row belongs to
-    columns: Mapping[str, Tensor] = field(default_factory=dict)  # [B, T] or [B], what `prepare` adds
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # [B], [B, T] or [B, T, …], what `prepare` adds
     whole: bool = False  # a group is compared within, as the two sides of a pair are: `cut` may not part it
 
     def __len__(self) -> int:
@@ -54,7 +55,7 @@ class Batch:
         width = int(mask.sum(1).max()) if mask.numel() else 0
 
         def cut(column: Tensor) -> Tensor:
-            return column[index][:, :width] if column.dim() == 2 else column[index]
+            return column[index][:, :width] if column.dim() > 1 else column[index]
 
         return Batch(
             inputs=[self.inputs[row] for row in rows],
@@ -70,15 +71,55 @@ class Batch:
         """The same rows with columns added or replaced."""
         return replace(self, columns={**self.columns, **columns})
 
+    @classmethod
+    def join(cls, parts: Sequence[Batch]) -> Batch:
+        """Rows of several batches of one policy, part after part; no group holds rows of two parts.
+
+        A column that a part lacks is 0 (or False) for its rows. Groups stay whole where those of any part do.
+        """
+        width = max(part.mask.shape[1] for part in parts)
+        names = dict.fromkeys(name for part in parts for name in part.columns)
+        groups: list[Tensor] = []
+        for part in parts:
+            first = int(groups[-1].max()) + 1 if groups and len(groups[-1]) else 0
+            groups.append(torch.unique(part.groups, return_inverse=True)[1] + first)
+        return cls(
+            inputs=[given for part in parts for given in part.inputs],
+            outputs=[given for part in parts for given in part.outputs],
+            mask=torch.cat([_widened(part.mask, width) for part in parts]),
+            weights=torch.cat([_widened(part.weights, width) for part in parts]),
+            groups=torch.cat(groups),
+            columns={name: _joined(parts, name, width) for name in names},
+            whole=any(part.whole for part in parts),
+        )
+
+
+def _widened(column: Tensor, width: int) -> Tensor:  # [B, T, …] -> [B, width, …]
+    """The column with empty places behind it."""
+    empty = column.new_zeros(len(column), width - column.shape[1], *column.shape[2:])
+    return torch.cat([column, empty], dim=1)
+
+
+def _joined(parts: Sequence[Batch], name: str, width: int) -> Tensor:
+    known = next(part.columns[name] for part in parts if name in part.columns)
+    found = []
+    for part in parts:
+        shape = (len(part), *part.mask.shape[1:2], *known.shape[2:]) if known.dim() > 1 else (len(part),)
+        column = part.columns.get(name, known.new_zeros(shape))
+        found.append(_widened(column, width) if known.dim() > 1 else column)
+    return torch.cat(found)
+
 
 @dataclass(frozen=True)
 class Scored:
-    """One forward pass, several outputs; what was not wanted is absent."""
+    """One forward pass, several outputs; what was not wanted is absent, or 0 where log-probs were not."""
 
     log_probs: Tensor  # [B, T] nats, 0 where the mask is False
     entropy: Tensor | None = None  # [B, T] nats
     values: Tensor | None = None  # [B, T]
     candidates: Tensor | None = None  # [B, T, K] nats, -inf where a candidate may not be decided
+    # [B, T + 1, D]: what was read before decision t, and behind a row's last of n decisions at n; 0 behind that
+    states: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +168,11 @@ class Policy(Trainable, Protocol):
     @property
     def layout(self) -> str:
         """How rows are laid out, for the run's record."""
+        ...
+
+    @property
+    def state_size(self) -> int:
+        """D of the states that `Want.STATES` asks for."""
         ...
 
     # ------------------------------------------------------------------ decisions
@@ -207,3 +253,8 @@ def score_all(policy: Policy, batch: Batch, budget: int | None = None) -> Tensor
         part = batch.select(rows)
         result[rows, : part.mask.shape[1]] = policy.score(part).log_probs.double().cpu()
     return result
+
+
+def padded_states(rows: Sequence[Tensor], width: int) -> Tensor:  # of [n + 1, D] each -> [B, width + 1, D]
+    """Each row's states in its first places, 0 behind them."""
+    return torch.stack([torch.nn.functional.pad(row, (0, 0, 0, width + 1 - len(row))) for row in rows])

@@ -135,7 +135,7 @@ def weigh(backbone: Any, questions: Sequence[Question]) -> list[Tensor]:  # of [
     """The log-prob in nats of each choice behind each context, in one forward pass."""
     reads = Reads()
     places = [choices.ask(reads, context) for context, choices in questions]
-    found, _ = reads.answer(backbone)
+    found = reads.answer(backbone).log_probs
     return [choices.totals(found[place]) for (_, choices), place in zip(questions, places, strict=True)]
 
 

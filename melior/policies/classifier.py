@@ -272,27 +272,39 @@ class ClassifierPolicy:
         device = self.head.weight.device
         mask = batch.mask.to(device)
         temperatures = torch.tensor([temperature for _, temperature in batch.outputs], dtype=torch.float64)
-        table = self._table(batch.inputs, temperatures, batch.columns.get("seeds"))[:, :width]  # [B, T, K]
+        features = self._features(batch.inputs, batch.columns.get("seeds"))
+        table = self._table(features, temperatures)[:, :width]  # [B, T, K]
         decided = torch.tensor([ids[:width] for ids, _ in batch.outputs], dtype=torch.long, device=device)
         chosen = table.gather(-1, decided.view(len(batch), width, 1))[:, :, 0]
         entropy = torch.where(mask, _entropy(table), 0.0) if Want.ENTROPY in want else None
         candidates = table if Want.CANDIDATES in want else None
-        return Scored(torch.where(mask, chosen, 0.0), entropy=entropy, candidates=candidates)
+        states = features[:, None].expand(-1, width + 1, -1) if Want.STATES in want else None
+        return Scored(torch.where(mask, chosen, 0.0), entropy=entropy, candidates=candidates, states=states)
 
-    def _table(self, rows: Sequence[Any], temperatures: Tensor, seeds: Tensor | None = None) -> Tensor:  # [B, T, K]
-        """Log-probs of everything that can be decided, in fp32 at least."""
+    @property
+    def state_size(self) -> int:
+        """D of the states: of the features that the head reads, the same before and behind a label."""
+        return self.head.in_features
+
+    def _features(self, rows: Sequence[Any], seeds: Tensor | None = None) -> Tensor:  # [B, D]
+        """What the head reads of each row."""
         if not rows:
-            return torch.zeros(0, self.labels.width, self.labels.choices, device=self.head.weight.device)
+            return self.head.weight.new_zeros(0, self.head.in_features)
         if seeds is None:
             places: dict[int, int] = {}
             owners = [places.setdefault(id(row), len(places)) for row in rows]
             distinct = list(dict(zip(owners, rows, strict=True)).values())
-            logits = self.head(self.inputs(distinct))
+            found = self.inputs(distinct)
             self._count(len(rows), len(distinct))
-            logits = logits[torch.tensor(owners, device=logits.device)] if len(distinct) < len(rows) else logits
-        else:
-            self._count(len(rows), len(rows))
-            logits = self.head(drop(self.inputs(rows, seeds), self.dropout, seeds, HEAD_STREAM))
+            return found[torch.tensor(owners, device=found.device)] if len(distinct) < len(rows) else found
+        self._count(len(rows), len(rows))
+        return drop(self.inputs(rows, seeds), self.dropout, seeds, HEAD_STREAM)
+
+    def _table(self, features: Tensor, temperatures: Tensor) -> Tensor:  # [B, D], [B] -> [B, T, K]
+        """Log-probs of everything that can be decided, in fp32 at least."""
+        if not len(features):
+            return features.new_zeros(0, self.labels.width, self.labels.choices)
+        logits = self.head(features)
         logits = logits / temperatures.to(logits)[:, None]
         if self.labels.several:
             return torch.stack([nn.functional.logsigmoid(-logits), nn.functional.logsigmoid(logits)], -1)
@@ -342,7 +354,8 @@ class ClassifierPolicy:
         spent = 0
         for row in [*order, -1]:
             if places and (row < 0 or spent + self.inputs.cost(rows[row]) > self.inputs.budget):
-                found[places] = self._table([rows[place] for place in places], each[places]).cpu()
+                features = self._features([rows[place] for place in places])
+                found[places] = self._table(features, each[places]).cpu()
                 places, spent = [], 0
             if row >= 0:
                 places.append(row)

@@ -21,7 +21,7 @@ from melior.errors import ConfigError, DataError, ModelError
 from melior.policies import parameters
 from melior.policies.adapters import LoRA, add_adapter, is_adapter, load_adapter, without_adapter
 from melior.policies.backbones import CausalBackbone, LayoutName, load_backbone, resolve
-from melior.policies.base import LOG_PROBS, Batch, ParameterGroup, Rates, Scored, State, Want, score_all
+from melior.policies.base import LOG_PROBS, Batch, ParameterGroup, Rates, Scored, State, Want, padded_states, score_all
 from melior.policies.choices import Choices, portions, weigh
 from melior.policies.engine import PREFILL_TOKENS, Engine, Request
 from melior.policies.freezing import Share
@@ -304,9 +304,17 @@ class LanguagePolicy:
     def score(self, batch: Batch, want: frozenset[Want] = LOG_PROBS) -> Scored:
         """Log-probs of every decision at the temperature it was sampled with, in one forward pass."""
         columns = [row.nonzero()[0] for row in batch.mask.cpu().numpy()]
-        wanted = Want.ENTROPY in want
-        found, spread = score_decisions(self.backbone, batch.inputs, batch.outputs, columns, entropy=wanted)
-        return Scored(_rows(batch.mask, found), _rows(batch.mask, spread) if wanted else None)
+        found = score_decisions(self.backbone, batch.inputs, batch.outputs, columns, want)
+        return Scored(
+            _rows(batch.mask, found.log_probs) if found.log_probs else torch.zeros(batch.mask.shape),
+            _rows(batch.mask, found.entropy) if Want.ENTROPY in want else None,
+            states=padded_states(found.states, batch.mask.shape[1]) if Want.STATES in want else None,
+        )
+
+    @property
+    def state_size(self) -> int:
+        """D of the states: the model's hidden size."""
+        return int(self.backbone.config.hidden_size)
 
     def log_probs(self, records: Sequence[Record | Demonstration | Rated]) -> list[Tensor]:
         """One tensor [T] of nats per record, in order: the log-probability of each of its decisions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,13 +12,27 @@ from torch import Tensor
 from melior.policies.head import decision_log_probs
 
 
+class Answers(NamedTuple):
+    """What one forward pass said; what was not asked for is absent."""
+
+    log_probs: Tensor  # [J] nats
+    entropy: Tensor | None  # [J] nats
+    states: Tensor | None  # [S, D]
+
+
 class Reads:
-    """Which token is read behind which place of which sequence, at which temperature."""
+    """Which token is read behind which place of which sequence, at which temperature, and which states are wanted."""
 
     def __init__(self) -> None:
         self.sequences: list[Sequence[int]] = []
         self.count = 0
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, float]] = []
+        self._looks: list[tuple[int, np.ndarray]] = []
+
+    def look(self, places: np.ndarray, sequence: Sequence[int] | None = None) -> None:
+        """Asks for the states [len(places), D] of a sequence, or of the one added last; they are answered in order."""
+        self.sequences += [] if sequence is None else [sequence]
+        self._looks.append((len(self.sequences) - 1, places))
 
     def add(
         self,
@@ -34,9 +48,18 @@ class Reads:
         self.count += len(rows)
         return slice(self.count - len(rows), self.count)
 
-    def answer(self, backbone: Any, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:  # [J], [J] or None
-        """The log-prob in nats of each token, and the entropy of each distribution it was drawn from."""
+    def answer(self, backbone: Any, *, entropy: bool = False) -> Answers:
+        """The log-prob of each token, the entropy of each distribution it was drawn from, and the states wanted."""
         states, paths = backbone.states(self.sequences)
+        chosen, bits = self._decided(backbone, states, paths, entropy) if self._parts else (states.new_zeros(0), None)
+        if not self._looks:
+            return Answers(chosen, bits, None)
+        nodes = np.concatenate([np.asarray(paths[sequence])[places] for sequence, places in self._looks])
+        return Answers(chosen, bits, states.index_select(0, torch.from_numpy(nodes.astype(np.int64)).to(states.device)))
+
+    def _decided(
+        self, backbone: Any, states: Tensor, paths: Sequence[np.ndarray], entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:  # [J], [J] or None
         nodes = np.array(
             [
                 paths[row][place]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from melior.policies.base import LOG_PROBS, Want
 from melior.policies.choices import Choices, Ids
 from melior.policies.forest import common_prefix
 from melior.policies.reads import Reads
@@ -22,25 +23,40 @@ class Decided(NamedTuple):
     choices: Choices | None
 
 
+class Found(NamedTuple):
+    """What is known of each row's decisions; lists of what was not wanted are empty."""
+
+    log_probs: list[Tensor]  # [T] nats each
+    entropy: list[Tensor]  # [T] nats each
+    states: list[Tensor]  # [T + 1, D] each: before every decision, and behind the last
+
+
 def score_decisions(
     backbone: Any,
     contexts: Sequence[Ids],
     rows: Sequence[Decided],
     columns: Sequence[np.ndarray],
-    *,
-    entropy: bool = False,
-) -> tuple[list[Tensor], list[Tensor]]:  # of [T] each; no entropies where they are not wanted
-    """Log-probs in nats of each row's decisions at the given columns, and entropies of what they were drawn from.
+    want: frozenset[Want] = LOG_PROBS,
+) -> Found:
+    """What is wanted of each row's decisions at the given columns, in one forward pass.
 
     Rows of one context and one list of choices share the choices' forward pass.
     """
     reads = Reads()
+    decides = bool(want & {Want.LOG_PROBS, Want.ENTROPY})
+    counts: list[int] = []  # states of each row
     places: dict[Any, slice] = {}
     for row, (context, decided) in enumerate(zip(contexts, rows, strict=True)):
         key = _key(row, context, decided)
-        if key not in places:
+        if decides and key not in places:
             places[key] = _ask(reads, context, decided, columns[row])
-    log_probs, bits = reads.answer(backbone, entropy=entropy)
+        if Want.STATES in want:
+            known = decides and decided.choices is None  # then it was added just now
+            counts.append(_look(reads, context, decided, columns[row], known=known))
+    log_probs, bits, states = reads.answer(backbone, entropy=Want.ENTROPY in want)
+    seen = [] if states is None else list(states.split(counts))
+    if not decides:
+        return Found([], [], seen)
     branches: dict[Any, Tensor] = {}
     found: list[Tensor] = []
     spread: list[Tensor] = []
@@ -56,7 +72,7 @@ def score_decisions(
         path = torch.from_numpy(choices.path(decided.decisions)[columns[row]]).to(log_probs.device)
         found.append(branches[key][path].to(log_probs.dtype))
         spread += [] if bits is None else [choices.entropies(branches[key])[path].to(bits.dtype)]
-    return found, spread
+    return Found(found, spread, seen)
 
 
 def nodes_added(context: Ids, decided: Decided, before: tuple[Ids, Decided] | None) -> int:
@@ -75,6 +91,13 @@ def nodes_added(context: Ids, decided: Decided, before: tuple[Ids, Decided] | No
 def _key(row: int, context: Ids, decided: Decided) -> Any:
     """What rows share that one reading serves."""
     return row if decided.choices is None else (context, decided.choices.ids)
+
+
+def _look(reads: Reads, context: Ids, decided: Decided, columns: np.ndarray, *, known: bool) -> int:
+    """Asks for what a row reads before each decision and behind its last token; how many states that is."""
+    end = len(context) + len(decided.decisions) - 1
+    reads.look(np.append(len(context) - 1 + columns, end), None if known else context + decided.decisions)
+    return len(columns) + 1
 
 
 def _ask(reads: Reads, context: Ids, decided: Decided, columns: np.ndarray) -> slice:

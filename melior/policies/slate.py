@@ -307,8 +307,9 @@ class SlatePolicy:
         mask = batch.mask.to(device)
         log_probs = torch.zeros(mask.shape, dtype=dtype, device=device)
         dense = torch.zeros(*mask.shape, 0, dtype=dtype, device=device)
+        behind = torch.zeros(len(batch), mask.shape[1] + 1, self.state_size, dtype=dtype, device=device)
         if not mask.numel():
-            return Scored(log_probs, log_probs, candidates=dense)
+            return Scored(log_probs, log_probs, candidates=dense, states=behind)
         whole = bool(want & {Want.ENTROPY, Want.CANDIDATES})
         for rows, wanted, places in _parts(batch):
             read = sheet(rows, wanted).to(device)
@@ -316,8 +317,12 @@ class SlatePolicy:
             staged = network.first(read)
             found = network.log_probs(staged, read, decided)
             log_probs = log_probs.index_copy(0, places.to(device), found)
+            decisions = read.decisions[:, : mask.shape[1]]
+            if Want.STATES in want:
+                seen = network.seen(staged, read.asked, decisions)
+                known = torch.arange(seen.shape[1], device=device) <= decided.sum(1, keepdim=True)
+                behind = behind.index_copy(0, places.to(device), torch.where(known[:, :, None], seen, 0.0))
             if whole:
-                decisions = read.decisions[:, : mask.shape[1]]
                 states = network.states(staged, read.asked, decisions[:, :-1])
                 taken = taken_before(decisions, decided, staged.scores.shape[1])
                 every = network.all_log_probs(staged, read.asked, states, taken, read.temperatures)
@@ -327,7 +332,17 @@ class SlatePolicy:
             free = ~torch.isneginf(dense)
             finite = torch.where(free, dense, 0)
             entropy = -torch.where(free, finite.exp() * finite, 0).sum(2)
-        return Scored(log_probs, entropy, candidates=dense if Want.CANDIDATES in want else None)
+        return Scored(
+            log_probs,
+            entropy,
+            candidates=dense if Want.CANDIDATES in want else None,
+            states=behind if Want.STATES in want else None,
+        )
+
+    @property
+    def state_size(self) -> int:
+        """D of the states: of what is known of the request, and of what stands in the slate already."""
+        return self.config.width * (2 if self.config.combinations else 1)
 
     @torch.no_grad()
     def log_probs(self, examples: Sequence[Record | Demonstration | Rated]) -> list[Tensor]:

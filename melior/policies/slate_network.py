@@ -120,6 +120,12 @@ class SlateNetwork(nn.Module):
         rows = staged.candidates.expand(len(staged.requests), -1)[asked]
         return self.basket(staged.requests[asked], staged.vectors.items[rows.gather(1, placed)])
 
+    def seen(self, staged: Staged, asked: Tensor, placed: Tensor) -> Tensor:  # [B], [B, P] -> [B, P + 1, 1 or 2 D]
+        """The request, and what stands in the slate, before anything is placed and after each of P items."""
+        requests = staged.requests[asked][:, None].expand(-1, placed.shape[1] + 1, -1)
+        basket = self.states(staged, asked, placed)
+        return requests if basket is None else torch.cat([requests, basket], dim=2)
+
     def log_probs(self, staged: Staged, sheet: Sheet, mask: Tensor) -> Tensor:  # [B, T]
         """Log-probs of the decisions, all positions at once."""
         asked, heat = sheet.asked, sheet.temperatures.to(staged.scores)[:, None]
@@ -260,7 +266,8 @@ class _Basket(nn.Module):
         start = torch.zeros_like(requests[:, None])
         pairs = torch.cat([start, self.pairs(placed).cumsum(1)], dim=1)
         before = torch.cat([start, tokens.cumsum(1)], dim=1)
-        inner = self.placed(before + self.place[: count + 1]) + self.asked(self.norm(requests))[:, None]
+        places = nn.functional.pad(self.place, (0, 0, 0, 1))[: count + 1]  # no place comes behind the last
+        inner = self.placed(before + places) + self.asked(self.norm(requests))[:, None]
         return pairs + self.outer(torch.relu(inner))
 
 

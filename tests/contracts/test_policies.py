@@ -351,6 +351,36 @@ def test_entropy_and_candidates_are_those_of_the_decisions(policy: Policy, case:
     torch.testing.assert_close(chances.gather(1, decided[:, None])[:, 0], scored.log_probs[batch.mask])
 
 
+def test_states_are_of_what_was_read_and_decided_so_far(policy: Policy, case: Case) -> None:
+    records = sampled(policy, case, n=2, seed=3)
+    batch = policy.encode(records)
+    states = policy.score(batch, frozenset({Want.STATES})).states
+    assert states.shape == (len(batch), batch.mask.shape[1] + 1, policy.state_size)
+    assert states.dtype == policy.score(batch).log_probs.dtype
+    assert torch.allclose(states, policy.score(batch, EVERYTHING).states, rtol=0, atol=case.exact)
+    decided = batch.mask.sum(1)
+    for row, count in enumerate(decided.tolist()):
+        alone = batch.select([row])
+        own = policy.score(alone, frozenset({Want.STATES})).states[0]
+        assert torch.allclose(own, states[row, : count + 1], rtol=0, atol=case.exact)
+        assert not states[row, count + 1 :].any()
+    firsts = {group: states[row, 0] for row, group in enumerate(batch.groups.tolist())}
+    for row, group in enumerate(batch.groups.tolist()):  # before the first decision only the input is known
+        assert torch.allclose(states[row, 0], firsts[group], rtol=0, atol=case.exact)
+
+
+def test_joined_batches_score_as_they_do_apart(policy: Policy, case: Case) -> None:
+    first, second = (policy.encode(sampled(policy, case, n=n, seed=n)) for n in (2, 1))
+    first = first.with_columns(only=torch.arange(len(first)) + 1.0, each=first.mask.double())
+    joined = Batch.join([first, second])
+    apart = torch.cat([policy.score(part).log_probs.sum(1) for part in (first, second)])
+    assert torch.allclose(policy.score(joined).log_probs.sum(1), apart, rtol=0, atol=case.exact)
+    assert joined.columns["only"].tolist() == [*range(1, len(first) + 1), *[0.0] * len(second)]
+    assert torch.equal(joined.columns["each"][: len(first)] > 0, joined.mask[: len(first)])
+    assert not set(joined.groups[: len(first)].tolist()) & set(joined.groups[len(first) :].tolist())
+    assert len(joined.groups.unique()) == len(first.groups.unique()) + len(second.groups.unique())
+
+
 def test_what_was_not_decided_is_zero(policy: Policy, case: Case) -> None:
     batch = policy.encode(case.rows)
     kept = (torch.arange(len(batch)) % 2 == 0)[:, None]
