@@ -19,7 +19,7 @@ def show_plan(plan: Plan) -> None:
         say(f"{label:<10}{text}")
 
     line("rows", _rows(plan))
-    read = "prompt tokens" if plan.method == "rft" else "tokens"
+    read = "prompt tokens" if plan.epochs is None else "tokens"
     if plan.tokens is None:
         line("decisions", _decisions(plan))
     else:
@@ -51,7 +51,7 @@ def _rows(plan: Plan) -> str:
 
 
 def _decisions(plan: Plan) -> str:
-    if plan.method == "rft":
+    if plan.epochs is None:
         return f"up to {plan.decisions:,} sampled in a step"
     return f"{plan.decisions:,} learnt in an epoch"
 

@@ -3,7 +3,7 @@
     rows of a step   about `DECISIONS` decisions, at least `UPDATES` steps an epoch, between `FEWEST` and `MOST` rows
     epochs           until the loss of validation rows stops falling, `PASSES` at most; the best weights are restored
     learning rate    sft: a range test on the rows themselves; rft: a fixed rule, as a sweep of rewards would be noise
-    steps of rft     every task once, within limits
+    steps of rft     every task once, within limits; so of whatever samples
 
 The choices are kept in the run's folder as resolved.json, so a run that goes on has the numbers it began with.
 """
@@ -36,7 +36,7 @@ SPARSE = 100  # steps between two validations at most
 PATIENCE = 3  # validations without improvement
 SAMPLE = 512  # rows whose decisions are counted
 SWEEP_ROWS = 8  # of a step of the range test at most
-RFT_STEPS = (20, 200)
+SAMPLED_STEPS = (20, 200)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def is_settled(recipe: Recipe) -> bool:
     """Whether nothing is left to choose."""
     automatic = [recipe.fit.learning_rate]
     automatic += [recipe.sft.batch_size, recipe.sft.epochs] if recipe.method == "sft" else []
-    return "auto" not in automatic and not (recipe.method == "rft" and recipe.fit.steps is None)
+    return "auto" not in automatic and not (recipe.way.samples and recipe.fit.steps is None)
 
 
 # ---------------------------------------------------------------------- demonstrations
@@ -216,9 +216,9 @@ def _multiplied(recipe: Recipe, rate: float, why: str) -> Choice:
 
 def _rewarded(recipe: Recipe, policy: Any, rows: Rows) -> Resolved:
     choices: list[Choice] = []
-    if recipe.method == "rft" and recipe.fit.steps is None:
-        least, most = RFT_STEPS
-        prompts = min(recipe.rft.prompts, len(rows.train))
+    if recipe.way.samples and recipe.fit.steps is None:
+        least, most = SAMPLED_STEPS
+        prompts = min(recipe.section.prompts, len(rows.train))
         once = math.ceil(len(rows.train) / prompts)
         steps = max(least, min(most, once))
         why = f"{len(rows.train)} tasks, {prompts} a step, are all seen once in {once}; between {least} and {most}"
@@ -226,9 +226,8 @@ def _rewarded(recipe: Recipe, policy: Any, rows: Rows) -> Resolved:
         recipe = _with(recipe, "fit", steps=steps)
     if recipe.fit.learning_rate == "auto":
         pace = _pace(recipe, policy)
-        told = {"dpo": ("preferences", pace.dpo), "awr": ("ratings", pace.sft)}
-        source, rate = told.get(recipe.method, ("rewards", pace.rft))
-        why = f"{pace.what} learn from {source} at {rate:g}; a sweep would see noise"
+        rate = {"sft": pace.sft, "dpo": pace.dpo, "rft": pace.rft}[recipe.way.pace]
+        why = f"{pace.what} learn from {recipe.way.source} at {rate:g}; a sweep would see noise"
         choices.append(_multiplied(recipe, rate, why))
         recipe = _with(recipe, "fit", learning_rate=choices[-1].value)
     return Resolved(recipe, tuple(choices))

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from melior.cycles.auto import Resolved
 from melior.cycles.kinds import kind_named
 from melior.cycles.measures import Measures
+from melior.cycles.methods import Method
 from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
-from melior.cycles.sections import Method
 from melior.errors import ConfigError, DataError
 from melior.trainers.logged import Logged
 from melior.trainers.loop import FitConfig
@@ -170,5 +170,5 @@ def check_tasks(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> 
     """
     if measures.heldout is not None and rows.tasks:
         measures.kind.check(policy, rows.tasks, recipe.evaluation)
-    if recipe.method == "rft":
+    if recipe.way.samples:
         measures.kind.check(policy, rows.train, recipe.rollouts)

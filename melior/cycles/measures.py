@@ -49,7 +49,7 @@ class Measures:
         self.latest: Evaluation | None = None  # made while training, and not taken up yet
         self._stack = ExitStack()
         pools: dict[str, GraderPool] = {}
-        learns = recipe.method in ("rft", "off_policy")
+        learns = recipe.way.samples or recipe.way.graded
         self.reward: Graded | None = self._pool(recipe.reward_grader if learns else None, pools) or rows.world
         self.heldout: Graded | None = self._pool(recipe.evaluation_grader, pools) or rows.world
         if self.heldout is None and rows.heldout_kind in ("rated", "tasks"):

@@ -103,8 +103,8 @@ def plan_run(
         rows=len(rows.train),
         validation_rows=len(rows.validation),
         heldout_rows=len(rows.heldout),
-        batch=recipe.shown[0] if recipe.method != "rft" else min(recipe.rft.prompts, len(rows.train)),
-        epochs=recipe.shown[1] if recipe.method != "rft" else None,
+        batch=min(recipe.section.prompts, len(rows.train)) if recipe.way.samples else recipe.shown[0],
+        epochs=None if recipe.way.samples else recipe.shown[1],
         steps=total,
         trainable=policy.share.trainable,
         parameters=policy.share.total,
@@ -177,7 +177,7 @@ class _Clock:
 
 
 def _clock(policy: Any, taught: Lesson, rows: Rows, recipe: Recipe, measures: Measures, total: int) -> _Clock:
-    if recipe.method != "rft":
+    if not recipe.way.samples:
         indices = range(min(total, COUNTED_STEPS))
         batches = [taught.objective.prepare(taught.steps(index), policy).batch for index in indices]
         parts = [part for batch in batches for part in _parts(policy, batch, taught.config.micro_batch)]
@@ -192,18 +192,18 @@ def _clock(policy: Any, taught: Lesson, rows: Rows, recipe: Recipe, measures: Me
 def _clock_of_rewards(
     policy: Any, taught: Lesson, rows: Rows, recipe: Recipe, measures: Measures, total: int
 ) -> _Clock:
-    """The clock of rft: a few prompts are answered, and their answers learnt."""
+    """The clock of a method that samples: a few prompts are answered, and their answers learnt."""
     tasks = rows.train[:SAMPLED]
     started = time.perf_counter()
     records = policy.sample([task.inputs for task in tasks], recipe.rollouts)
     per_output = (time.perf_counter() - started) / len(records)
     parts = _parts(policy, policy.encode(records), taught.config.micro_batch)
     pace, spread, kept = _timed(policy, None, parts)
-    outputs = min(recipe.rft.prompts, len(rows.train)) * recipe.rollouts.n
+    outputs = min(recipe.section.prompts, len(rows.train)) * recipe.rollouts.n
     learning = pace * math.fsum(map(policy.cost, parts)) / len(records) * outputs
     step = outputs * per_output + learning + _update_seconds(policy, taught)
     evaluating = _evaluation_seconds(policy, rows, recipe, measures, pace, taught, total, per_output)
-    baseline = min(recipe.rft.baseline, len(rows.train)) * recipe.rollouts.n * per_output
+    baseline = min(recipe.section.baseline, len(rows.train)) * recipe.rollouts.n * per_output
     return _Clock(total * step + evaluating[1], max(spread, 0.5), evaluating[0] + baseline, kept)
 
 
@@ -228,7 +228,7 @@ def _evaluation_seconds(
         once = len(rows.tasks) * (recipe.evaluate.n + 1) * per_output
     if not looks:
         return 2 * once, 0.0
-    look = once if recipe.method == "rft" else reading * 2 * _tokens(policy, rows.validation or rows.heldout)
+    look = once if recipe.way.samples else reading * 2 * _tokens(policy, rows.validation or rows.heldout)
     return 2 * once, looks * look
 
 

@@ -23,7 +23,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from melior.cycles import sections
-from melior.cycles.sections import STRICT, Generated, GraderSpec, Method, Simulated
+from melior.cycles.methods import WAYS, Method, Way
+from melior.cycles.sections import STRICT, Generated, GraderSpec, Simulated
 from melior.cycles.wording import Lines, lines_of, sentence, stands_at, where_of
 from melior.errors import ConfigError
 from melior.policies import adapters
@@ -33,7 +34,7 @@ from melior.policies.slate import Slate
 from melior.types import Sampling
 
 SERVED = {"n": 1, "temperature": 0.0}  # classifiers and slates are served greedily where nobody says otherwise
-GROUP = 8  # outputs of one prompt where rft is not told: as GRPO has it, arXiv:2402.03300
+GROUP = 8  # outputs of one prompt where a method that samples is not told: as GRPO has it, arXiv:2402.03300
 
 # Said once, elsewhere: these fields of a section's class are no keys of the recipe.
 WITHHELD = {
@@ -73,11 +74,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.model.kind == "language" and self.model.path is None:
             raise ConfigError("model.path is missing; only a classifier or a slate policy can be made from rows alone")
-        if self.method == "rft" and self.grader is None and isinstance(self.data.train, str):
-            raise ConfigError("rft learns from a grader's rewards, and there is none; write grader:")
-        if self.method == "rft" and self.sampling.n < 2:
+        if self.way.samples and self.way.graded and self.grader is None and isinstance(self.data.train, str):
+            raise ConfigError(f"{self.method} learns from what a grader says, and there is none; write grader:")
+        if self.way.samples and self.sampling.n < 2:
             raise ConfigError(
-                f"rft compares outputs of one input, so sampling.n must be 2 or more, got {self.sampling.n}"
+                f"{self.method} compares outputs of one input, so sampling.n must be 2 or more, got {self.sampling.n}"
             )
         check_preset(self.model.train)
         if self.data.validation < 0 or (isinstance(self.data.validation, float) and self.data.validation > 0.5):
@@ -88,10 +89,10 @@ class Recipe:
         made = isinstance(self.data.train, Generated | Simulated)
         if made and (not isinstance(self.data.heldout, int) or not self.data.heldout):
             raise ConfigError(f"generated data holds out a number of rows, got data.heldout={self.data.heldout!r}")
-        if isinstance(self.data.train, Simulated) and (self.method, self.model.kind) != ("rft", "slate"):
+        if isinstance(self.data.train, Simulated) and not (self.way.samples and self.model.kind == "slate"):
             raise ConfigError(
-                f"a simulated shop answers slates as they are shown: it needs method: rft and model.kind: slate, got "
-                f"{self.method} and {self.model.kind}"
+                f"a simulated shop answers slates as they are shown: it needs model.kind: slate and a method that "
+                f"samples, such as rft; got {self.model.kind} and {self.method}"
             )
         if self.evaluate.temperature == 0 and self.evaluate.n != 1:
             raise ConfigError(f"evaluate.temperature=0 is one output per row, so n must be 1, got {self.evaluate.n}")
@@ -124,10 +125,24 @@ class Recipe:
         return self.method == "sft" and (self.sft.epochs == "auto" or self.fit.best_metric is not None)
 
     @property
+    def way(self) -> Way:
+        """What its method learns from, and what it needs for that."""
+        return WAYS[self.method]
+
+    @property
+    def section(self) -> Any:
+        """The settings of its method."""
+        return getattr(self, self.method)
+
+    @property
     def shown(self) -> tuple[int, int]:
         """Rows of a step and epochs of a method that is shown rows."""
-        section: Any = getattr(self, self.method)
-        return int(section.batch_size), int(section.epochs)
+        return int(self.section.batch_size), int(self.section.epochs)
+
+    @property
+    def sampled(self) -> int:
+        """Outputs of a step of a method that learns from its own, where there are tasks enough."""
+        return int(self.section.prompts * self.sampling.n)
 
     def factors(self, names: Sequence[str]) -> dict[str, float]:
         """Learning-rate factors by pattern of parameters with these names; 0 is what does not train.
@@ -157,7 +172,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Every setting that has a say, as JSON; `recipe_of` reads it back."""
         told: dict[str, Any] = TypeAdapter(Recipe).dump_python(self, mode="json")
-        for other in {"classifier", "slate", "off_policy", "dpo", "awr"} - {self.method, self.model.kind}:
+        for other in {"classifier", "slate", *WAYS} - {"sft", "rft", self.method, self.model.kind}:
             del told[other]  # of other policies and methods
         for *path, key in WITHHELD:
             section: Any = told
@@ -224,7 +239,8 @@ def _grouped(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same settings, with defaults that depend on others: rft's group, and serving without chance."""
     sampling, evaluate, model = (raw.get(key, {}) for key in ("sampling", "evaluate", "model"))
     made = dict(raw)
-    if raw.get("method") == "rft" and isinstance(sampling, Mapping):
+    way = WAYS.get(raw.get("method"))  # type: ignore[arg-type]
+    if way is not None and way.samples and isinstance(sampling, Mapping):
         made["sampling"] = {"n": GROUP, **sampling}
     gate = raw.get("gate", {})
     served = isinstance(model, Mapping) and model.get("kind", "language") != "language"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from melior.cycles.recipe import Recipe
-from melior.cycles.sections import Generated, Method, Simulated
+from melior.cycles.sections import Generated, Simulated
 from melior.data.conversations import conversation, learnt
 from melior.data.formats import Kind, fingerprint, read_examples
 from melior.data.formats.rows import Reading
@@ -20,13 +20,6 @@ from melior.types import Demonstration, Record, Task
 
 LEAST_ASIDE, MOST_ASIDE = 10, 500  # rows set aside: fewer say nothing, more cost more than they tell
 DRAWN = 4  # requests drawn for each that is held out
-LEARNT: Mapping[Method, Kind] = {  # what each method learns from
-    "sft": "demonstrations",
-    "rft": "tasks",
-    "off_policy": "logged",
-    "dpo": "preferences",
-    "awr": "rated",
-}
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,7 @@ def load_rows(recipe: Recipe, *, aside: bool = True) -> Rows:
 
 
 def _generated(recipe: Recipe, made: Generated) -> Rows:
-    kind, data, source = LEARNT[recipe.method], recipe.data, made.reasoning_gym
+    (kind, *_), data, source = recipe.way.learns, recipe.data, made.reasoning_gym
     if kind not in ("demonstrations", "tasks"):
         raise DataError(f"generated tasks have answers and nothing else, and {recipe.method} learns from {kind}")
     train: list[Any]
@@ -108,9 +101,14 @@ def _simulated(recipe: Recipe, made: Simulated) -> Rows:
 
 
 def _read(recipe: Recipe, source: str) -> Rows:
-    kind, data = LEARNT[recipe.method], recipe.data
+    kind, data = recipe.way.learns[0], recipe.data
     labelled = recipe.model.kind == "classifier" and kind == "tasks"  # a label is what a grader needs to know
-    found = read_examples(source, "demonstrations" if labelled else kind, reading=data.reading)
+    wanted: Kind | None = kind if len(recipe.way.learns) == 1 else None
+    found = read_examples(source, "demonstrations" if labelled else wanted, reading=data.reading)
+    if wanted is None:
+        kind = found.kind
+        if kind not in recipe.way.learns:
+            raise DataError(f"{source} holds {kind}, and {recipe.method} learns from {' or '.join(recipe.way.learns)}")
     train = found.rows
     heldout_kind: Kind = "demonstrations" if labelled else kind
     if isinstance(data.heldout, str):

@@ -28,7 +28,6 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 GraderSpec = str | dict[str, Any]
 Auto = Literal["auto"]
 KindName = Literal["language", "classifier", "slate"]
-Method = Literal["sft", "rft", "off_policy", "dpo", "awr"]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 
@@ -191,13 +190,19 @@ class FromRatings(AdvantageWeighted):
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
-class Rft(Reinforcement):
-    """Learning from rewards."""
+class Sampled:
+    """What all methods share that learn from outputs of their own."""
 
     prompts: int = Field(default=16, ge=1)  # of a step; each is sampled sampling.n times
-    resample: int = Field(default=0, ge=0)  # further draws that replace groups whose rewards are all equal
     baseline: int = Field(default=64, ge=0)  # training prompts sampled before the first step; 0 skips it
     hopeless: Literal["refuse", "train"] = "refuse"  # where that baseline shows nothing to learn from
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Rft(Reinforcement, Sampled):
+    """Learning from rewards."""
+
+    resample: int = Field(default=0, ge=0)  # further draws that replace groups whose rewards are all equal
 
     @property
     def objective(self) -> Reinforcement:

@@ -154,7 +154,7 @@ class _Cycle:
     ) -> None:
         self.recipe, self.folder, self.store, self.report = recipe, folder, store, report
         self.announce = announce
-        self.anyway = anyway or recipe.rft.hopeless == "train"
+        self.anyway = anyway or (recipe.way.samples and recipe.section.hopeless == "train")
         self.found = find_model(recipe.model.path, store)
         self.name = _name(recipe, self.found)  # before hours are spent
         self.page = Reporter(folder)
@@ -169,7 +169,7 @@ class _Cycle:
             policy = load_trainable(recipe, self.found, rows)
             self.passed_over = Counter(policy.noticed)
             _, asked = noticing(policy, lambda: check_tasks(recipe, policy, rows, measures))
-            self.passed_over += asked if recipe.method == "rft" else Counter()
+            self.passed_over += asked if recipe.way.samples else Counter()
             dataset = self.store.add_dataset(rows.fingerprint, kind=rows.kind, path=rows.source, rows=len(rows.train))
             run_id = self._open_run(dataset.id)
             try:
@@ -222,7 +222,7 @@ class _Cycle:
             passed_over={**self.passed_over, **getattr(taught.steps, "excluded", {})},
             choices=tuple(map(str, resolved.choices)),
             warning=overfitting(done.metrics, restored=done.best_step is not None),
-            tokens=int(_total(done, "num_tokens" if recipe.method == "rft" else "decisions")),
+            tokens=int(_total(done, "num_tokens" if recipe.way.samples else "decisions")),
             seconds=_total(done, "seconds"),
             baseline=baseline.to_json() if baseline else None,
             kind=policy.kind,
@@ -232,9 +232,9 @@ class _Cycle:
         )
 
     def _baseline(self, policy: Any, rows: Rows, measures: Measures) -> Baseline | None:
-        """What rft starts from; measured once, and looked at again whenever the run goes on."""
+        """What a method that samples starts from; measured once, and looked at again whenever the run goes on."""
         recipe, grader = self.recipe, measures.reward
-        if recipe.method != "rft" or not recipe.rft.baseline or grader is None:
+        if not recipe.way.samples or not recipe.section.baseline or grader is None:
             return None
 
         def measure() -> Evaluation:
@@ -243,7 +243,7 @@ class _Cycle:
                 rows.train,
                 grader,
                 recipe.rollouts,
-                prompts=recipe.rft.baseline,
+                prompts=recipe.section.baseline,
                 seed=recipe.seed,
                 grader=grader.name,
                 progress=lambda done, total: self.report("sampling a baseline", done, total, ""),
@@ -251,7 +251,7 @@ class _Cycle:
 
         bounds = declared_bounds(recipe.reward_grader)
         sampled = kept(self.folder / "baseline.json", measure)
-        found = judged(sampled, prompts_per_step=recipe.rft.prompts, bounds=bounds)
+        found = judged(sampled, prompts_per_step=recipe.section.prompts, bounds=bounds)
         if not self.anyway and not (self.folder / "metrics.jsonl").exists():  # once begun, it was decided
             found.check()
         self.report("baseline", 1, 1, found.sentence)

@@ -279,7 +279,7 @@ def test_slates_are_learnt_from_logs_with_points_for_events(tmp_path: Path, runs
         ({"evaluate": {"temperature": 0, "n": 3}}, ConfigError, "n must be 1"),
         ({"classifier": {"hiden": 3}}, ConfigError, "unknown key"),
         ({"sft": {"class_weights": "equal"}}, ConfigError, "class_weights"),
-        ({"data": {"train": {"banner": "logit", "size": 10}, "heldout": 5}}, ConfigError, "method: rft"),
+        ({"data": {"train": {"banner": "logit", "size": 10}, "heldout": 5}}, ConfigError, "model.kind: slate"),
     ],
 )
 def test_a_mistake_is_told(

@@ -74,8 +74,8 @@ class Classifiers:
 
     def counts(self, policy: ClassifierPolicy, rows: Rows, recipe: Recipe, steps: Any) -> Counts:
         """One decision per row and label."""
-        if recipe.method == "rft":
-            most = recipe.rollouts.n * min(recipe.rft.prompts, len(rows.train)) * policy.labels.width
+        if recipe.way.samples:
+            most = recipe.rollouts.n * min(recipe.section.prompts, len(rows.train)) * policy.labels.width
             return Counts(decisions=most)
         dropped = getattr(steps, "dropped", 0)
         return Counts(dropped_rows=dropped, decisions=int(steps.batch.mask.sum()))

@@ -87,9 +87,9 @@ class Language:
 
     def counts(self, policy: LanguagePolicy, rows: Rows, recipe: Recipe, steps: Any) -> Counts:
         """Tokens by the policy's own tokenizer and template."""
-        if recipe.method == "rft":
+        if recipe.way.samples:
             contexts = [len(policy.renderer.context(task.inputs)) for task in rows.train]
-            most = recipe.rollouts.n * recipe.rollouts.max_tokens * min(recipe.rft.prompts, len(rows.train))
+            most = recipe.rollouts.n * recipe.rollouts.max_tokens * min(recipe.section.prompts, len(rows.train))
             longest = max(contexts, default=0)
             return Counts(tokens=sum(contexts), decisions=most, longest=longest, context=policy.max_length)
         if recipe.method != "sft":

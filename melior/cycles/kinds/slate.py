@@ -69,8 +69,8 @@ class Slates:
 
     def counts(self, policy: SlatePolicy, rows: Rows, recipe: Recipe, steps: Any) -> Counts:
         """One decision per position."""
-        if recipe.method == "rft":
-            most = recipe.rollouts.n * min(recipe.rft.prompts, len(rows.train)) * policy.config.positions
+        if recipe.way.samples:
+            most = recipe.rollouts.n * min(recipe.section.prompts, len(rows.train)) * policy.config.positions
             return Counts(decisions=most)
         return Counts(dropped_rows=getattr(steps, "dropped", 0), decisions=int(steps.batch.mask.sum()))
 
