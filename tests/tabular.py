@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from melior.policies.base import LOG_PROBS, Batch, ParameterGroup, Rates, Scored, State, Want
+from melior.policies.base import (
+    CANDIDATE_IDS,
+    LOG_PROBS,
+    Batch,
+    ParameterGroup,
+    Rates,
+    Scored,
+    State,
+    Want,
+    candidates_asked,
+    likeliest_of,
+)
 from melior.types import Demonstration, Record, Sampling, Score, Task
 
 Output = tuple[int, ...]
@@ -36,7 +48,7 @@ class Tabular:
         spread: float = 1.0,
     ) -> None:
         self.rows = {text: row for row, text in enumerate(inputs)}
-        self.vocabulary, self.length, self.stops = vocabulary, length, stops
+        self.size, self.length, self.stops = vocabulary, length, stops
         self.starts = [sum(vocabulary**t for t in range(level)) for level in range(length + 1)]
         shape = (len(inputs), self.starts[length], vocabulary)
         start = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * spread
@@ -47,6 +59,9 @@ class Tabular:
 
     def parameter_groups(self, rates: Rates) -> list[ParameterGroup]:
         return [ParameterGroup(("logits",), (self.logits,), rates.learning_rate, rates.weight_decay)]
+
+    def parameters(self) -> Iterator[Tensor]:
+        yield self.logits
 
     def state(self) -> State:
         return {"logits": self.logits.detach()}
@@ -98,12 +113,27 @@ class Tabular:
         return batch
 
     def score(self, batch: Batch, want: frozenset[Want] = LOG_PROBS) -> Scored:
-        return self._score(self.logits, batch, Want.ENTROPY in want)
+        return self._score(self.logits, batch, Want.ENTROPY in want, Want.CANDIDATES in want)
+
+    @torch.no_grad()
+    def likeliest(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+        without = {name: column for name, column in batch.columns.items() if name != CANDIDATE_IDS}
+        everything = self.score(replace(batch, columns=without), frozenset({Want.CANDIDATES})).candidates
+        assert everything is not None
+        return likeliest_of(everything.masked_fill(~batch.mask[:, :, None], -torch.inf), k)
+
+    @property
+    def vocabulary(self) -> str:
+        return f"{self.size} numbers"
 
     def reference_log_probs(self, batch: Batch, budget: int | None = None) -> Tensor:
         return self._score(self.reference, batch, False).log_probs
 
-    def _score(self, logits: Tensor, batch: Batch, entropy: bool) -> Scored:
+    def reference_fingerprint(self) -> str:
+        told = [self.fingerprint(), self.reference.tolist()]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+    def _score(self, logits: Tensor, batch: Batch, entropy: bool, candidates: bool = False) -> Scored:
         decided = torch.zeros(batch.mask.shape, dtype=torch.long)
         for row, (output, _) in enumerate(batch.outputs):
             kept = output[: decided.shape[1]]
@@ -112,14 +142,15 @@ class Tabular:
         table = torch.log_softmax(logits[torch.tensor(batch.inputs, dtype=torch.long)[:, None], nodes], -1)  # [B, T, V]
         chosen = table.gather(-1, decided[:, :, None])[:, :, 0]
         bits = torch.where(batch.mask, -(table.exp() * table).sum(-1), 0.0) if entropy else None
-        return Scored(torch.where(batch.mask, chosen, 0.0), bits)
+        listed = candidates_asked(table, batch) if candidates else None
+        return Scored(torch.where(batch.mask, chosen, 0.0), bits, candidates=listed)
 
     def _nodes(self, decided: Tensor) -> Tensor:
         nodes = torch.zeros_like(decided)
         number = torch.zeros(len(decided), dtype=torch.long)
         for place in range(decided.shape[1]):
             nodes[:, place] = self.starts[place] + number
-            number = number * self.vocabulary + decided[:, place]
+            number = number * self.size + decided[:, place]
         return nodes
 
     @torch.no_grad()
@@ -158,8 +189,8 @@ class Tabular:
     def every_output(self) -> list[Output]:
         """Every output this policy can decide."""
         if not self.stops:
-            return list(itertools.product(range(self.vocabulary), repeat=self.length))
-        going = range(1, self.vocabulary)
+            return list(itertools.product(range(self.size), repeat=self.length))
+        going = range(1, self.size)
         stopped = [(*o, 0) for n in range(self.length) for o in itertools.product(going, repeat=n)]
         return stopped + list(itertools.product(going, repeat=self.length))
 

@@ -26,11 +26,15 @@ class Want(Enum):
 
     LOG_PROBS = "log_probs"
     ENTROPY = "entropy"
-    CANDIDATES = "candidates"  # log-probs of everything that could have been decided, where that is a short list
+    # log-probs of what could have been decided: at the ids that the batch's column "candidate_ids" names, else of
+    # everything, where that is a short list
+    CANDIDATES = "candidates"
+    VALUES = "values"  # what is still to be earned at each decision's place, or a reward model's rewards of outputs
     STATES = "states"  # what was read before each decision and behind the last: value functions and rewards read it
 
 
 LOG_PROBS = frozenset({Want.LOG_PROBS})
+CANDIDATE_IDS = "candidate_ids"  # the column [B, T, K] that says where candidates are wanted; -1 is none
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Scored:
 
     log_probs: Tensor  # [B, T] nats, 0 where the mask is False
     entropy: Tensor | None = None  # [B, T] nats
-    values: Tensor | None = None  # [B, T]
+    values: Tensor | None = None  # [B, T + 1], places as in `states`; of a reward model [B, H], one per head
     candidates: Tensor | None = None  # [B, T, K] nats, -inf where a candidate may not be decided
     # [B, T + 1, D]: what was read before decision t, and behind a row's last of n decisions at n; 0 behind that
     states: Tensor | None = None
@@ -175,6 +179,11 @@ class Policy(Trainable, Protocol):
         """D of the states that `Want.STATES` asks for."""
         ...
 
+    @property
+    def vocabulary(self) -> str:
+        """A fingerprint of what decision ids mean: two policies can teach one another where it agrees."""
+        ...
+
     # ------------------------------------------------------------------ decisions
 
     def encode(self, examples: Sequence[Any]) -> Batch:
@@ -204,12 +213,26 @@ class Policy(Trainable, Protocol):
         """Log-probs of the batch's decisions, deterministic whatever the mode of the model."""
         ...
 
+    def likeliest(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+        """Ids and log-probs [B, T, K] of the k likeliest decisions at each place, the likeliest first; no gradient.
+
+        Where fewer can be decided, ids are -1 and log-probs -inf.
+        """
+        ...
+
     def log_probs(self, examples: Sequence[Any]) -> list[Tensor]:
         """One tensor [T] of nats per example, in order."""
         ...
 
     def reference_log_probs(self, batch: Batch, budget: int | None = None) -> Tensor:
         """Log-probs [B, T] of the policy as it was loaded or made."""
+        ...
+
+    def reference_fingerprint(self) -> str:
+        """Of all that decides what `reference_log_probs` says of an example; adapters, which have no say, do not count.
+
+        Weights, their precision, tokenizer and layout: log-probs kept under it are still right in another run.
+        """
         ...
 
     def sample(self, inputs: Sequence[Any], settings: Sampling | Sequence[Sampling], *, step: int = 0) -> list[Record]:
@@ -258,3 +281,19 @@ def score_all(policy: Policy, batch: Batch, budget: int | None = None) -> Tensor
 def padded_states(rows: Sequence[Tensor], width: int) -> Tensor:  # of [n + 1, D] each -> [B, width + 1, D]
     """Each row's states in its first places, 0 behind them."""
     return torch.stack([torch.nn.functional.pad(row, (0, 0, 0, width + 1 - len(row))) for row in rows])
+
+
+def candidates_asked(table: Tensor, batch: Batch) -> Tensor:  # [B, T, N], and the batch -> [B, T, K]
+    """A list of all that can be decided, at the ids of the batch's column "candidate_ids"; whole without one."""
+    if CANDIDATE_IDS not in batch.columns:
+        return table
+    ids = batch.columns[CANDIDATE_IDS].to(table.device)
+    known = (ids >= 0) & (ids < table.shape[-1])
+    return table.gather(-1, ids.masked_fill(~known, 0)).masked_fill(~known, -torch.inf)
+
+
+def likeliest_of(table: Tensor, k: int) -> tuple[Tensor, Tensor]:  # [..., N] -> [..., k], [..., k]
+    """Ids and log-probs of the k likeliest of a list; ids are -1 where nothing is left to decide."""
+    table = torch.nn.functional.pad(table, (0, max(0, k - table.shape[-1])), value=-torch.inf)
+    log_probs, ids = table.topk(k, dim=-1)
+    return ids.masked_fill(torch.isneginf(log_probs), -1), log_probs

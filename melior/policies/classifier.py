@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +26,22 @@ from melior.data.formats.rows import ColumnKind
 from melior.durable import durable_folder, verify_folder
 from melior.errors import ConfigError, DataError, ModelError
 from melior.policies import parameters
-from melior.policies.base import LOG_PROBS, Batch, ParameterGroup, Rates, Scored, State, Want, score_all
+from melior.policies.base import (
+    CANDIDATE_IDS,
+    LOG_PROBS,
+    Batch,
+    ParameterGroup,
+    Rates,
+    Scored,
+    State,
+    Want,
+    candidates_asked,
+    likeliest_of,
+    score_all,
+)
 from melior.policies.freezing import Share
 from melior.policies.images import ImageInputs, Pictures
-from melior.policies.inputs import Inputs, drop, uniforms
+from melior.policies.inputs import SEEDS, Inputs, drop, read_each, uniforms
 from melior.policies.labels import Labels
 from melior.policies.tables import Table, TableInputs
 from melior.policies.texts import TextInputs, Texts
@@ -262,7 +275,7 @@ class ClassifierPolicy:
         if not (self.dropout or self.inputs.random):
             return batch
         source = int.from_bytes(hashlib.sha256(repr(tuple(key)).encode()).digest()[:8], "big", signed=True)
-        return batch.with_columns(seeds=torch.arange(len(batch)) * 2 + source % (1 << 62))
+        return batch.with_columns(**{SEEDS: torch.arange(len(batch)) * 2 + source % (1 << 62)})
 
     # ------------------------------------------------------------------ scoring
 
@@ -272,14 +285,28 @@ class ClassifierPolicy:
         device = self.head.weight.device
         mask = batch.mask.to(device)
         temperatures = torch.tensor([temperature for _, temperature in batch.outputs], dtype=torch.float64)
-        features = self._features(batch.inputs, batch.columns.get("seeds"))
+        seeds = batch.columns.get(SEEDS)
+        features = self._features(batch.inputs) if seeds is None else read_each(self._features, batch.inputs, seeds)
         table = self._table(features, temperatures)[:, :width]  # [B, T, K]
         decided = torch.tensor([ids[:width] for ids, _ in batch.outputs], dtype=torch.long, device=device)
         chosen = table.gather(-1, decided.view(len(batch), width, 1))[:, :, 0]
         entropy = torch.where(mask, _entropy(table), 0.0) if Want.ENTROPY in want else None
-        candidates = table if Want.CANDIDATES in want else None
+        candidates = candidates_asked(table, batch) if Want.CANDIDATES in want else None
         states = features[:, None].expand(-1, width + 1, -1) if Want.STATES in want else None
         return Scored(torch.where(mask, chosen, 0.0), entropy=entropy, candidates=candidates, states=states)
+
+    @torch.no_grad()
+    def likeliest(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+        """Ids and log-probs [B, T, K] of the k likeliest decisions at each place; -1 and -inf where there are fewer."""
+        everything = {name: column for name, column in batch.columns.items() if name != CANDIDATE_IDS}
+        found = self.score(replace(batch, columns=everything), frozenset({Want.CANDIDATES})).candidates
+        assert found is not None
+        return likeliest_of(found.masked_fill(~batch.mask.to(found.device)[:, :, None], -torch.inf), k)
+
+    @property
+    def vocabulary(self) -> str:
+        """Of the labels and their order."""
+        return self.labels.fingerprint
 
     @property
     def state_size(self) -> int:
@@ -327,6 +354,11 @@ class ClassifierPolicy:
         """Log-probs [B, T] of the policy as it was made or loaded."""
         with self._at_start():
             return score_all(self, batch, budget)
+
+    def reference_fingerprint(self) -> str:
+        """Of the weights it was made or loaded with, their precision, and how it reads inputs."""
+        told = [self.fingerprint(), parameters.digest(self.start.items()), str(self.head.weight.dtype)]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     @contextmanager
     def _at_start(self) -> Iterator[None]:

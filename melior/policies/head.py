@@ -77,6 +77,28 @@ def decision_log_probs(
     return torch.cat(chosen), torch.cat(entropies) if entropy else None
 
 
+@torch.no_grad()
+def likeliest_tokens(
+    head: Head,
+    hidden: Tensor,  # [P, D] states that decide
+    inverse_temperature: Tensor,  # [P]
+    k: int,
+    *,
+    known: int,  # ids from here on are rows of the matrix that no text has
+) -> tuple[Tensor, Tensor]:  # [P, k] ids, [P, k] nats
+    """The k likeliest tokens behind each state and their log-probs among all tokens, the likeliest first."""
+    ids, log_probs = [], []
+    for start in range(0, len(hidden), CHUNK):
+        logits = head.logits(hidden[start : start + CHUNK]) * inverse_temperature[start : start + CHUNK, None]
+        normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
+        found, places = logits[:, :known].topk(min(k, known, logits.shape[1]), dim=-1)
+        ids.append(places)
+        log_probs.append(found - normaliser)
+    if not ids:
+        return hidden.new_zeros(0, k, dtype=torch.long), hidden.new_zeros(0, k)
+    return torch.cat(ids), torch.cat(log_probs)
+
+
 def _chunk(
     head: Head, hidden: Tensor, rows: Tensor, targets: Tensor, inverse_temperature: Tensor, entropy: bool
 ) -> tuple[Tensor, Tensor]:

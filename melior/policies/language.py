@@ -21,10 +21,22 @@ from melior.errors import ConfigError, DataError, ModelError
 from melior.policies import parameters
 from melior.policies.adapters import LoRA, add_adapter, is_adapter, load_adapter, without_adapter
 from melior.policies.backbones import CausalBackbone, LayoutName, load_backbone, resolve
-from melior.policies.base import LOG_PROBS, Batch, ParameterGroup, Rates, Scored, State, Want, padded_states, score_all
+from melior.policies.base import (
+    CANDIDATE_IDS,
+    LOG_PROBS,
+    Batch,
+    ParameterGroup,
+    Rates,
+    Scored,
+    State,
+    Want,
+    padded_states,
+    score_all,
+)
 from melior.policies.choices import Choices, portions, weigh
 from melior.policies.engine import PREFILL_TOKENS, Engine, Request
 from melior.policies.freezing import Share
+from melior.policies.head import likeliest_tokens
 from melior.policies.scoring import Decided, nodes_added, score_decisions
 from melior.types import Demonstration, Preference, Rated, Record, Sampling
 
@@ -302,19 +314,50 @@ class LanguagePolicy:
     # ------------------------------------------------------------------ scoring
 
     def score(self, batch: Batch, want: frozenset[Want] = LOG_PROBS) -> Scored:
-        """Log-probs of every decision at the temperature it was sampled with, in one forward pass."""
-        columns = [row.nonzero()[0] for row in batch.mask.cpu().numpy()]
-        found = score_decisions(self.backbone, batch.inputs, batch.outputs, columns, want)
+        """Log-probs of every decision at the temperature it was sampled with, in one forward pass.
+
+        Candidates are answered where the batch has a column "candidate_ids", absent otherwise.
+        """
+        mask = batch.mask.cpu().numpy()
+        columns = [row.nonzero()[0] for row in mask]
+        asked = None
+        if Want.CANDIDATES in want and CANDIDATE_IDS in batch.columns:
+            asked = [ids[row] for ids, row in zip(batch.columns[CANDIDATE_IDS].cpu().numpy(), mask, strict=True)]
+        found = score_decisions(self.backbone, batch.inputs, batch.outputs, columns, want, asked)
         return Scored(
             _rows(batch.mask, found.log_probs) if found.log_probs else torch.zeros(batch.mask.shape),
             _rows(batch.mask, found.entropy) if Want.ENTROPY in want else None,
+            candidates=None if asked is None else _rows(batch.mask, found.candidates, fill=-torch.inf),
             states=padded_states(found.states, batch.mask.shape[1]) if Want.STATES in want else None,
         )
+
+    @torch.no_grad()
+    def likeliest(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+        """Ids and log-probs [B, T, K] of the k likeliest tokens at each place, whatever the row's choices were."""
+        ids = torch.full((*batch.mask.shape, k), -1)
+        log_probs = torch.full(ids.shape, -torch.inf, dtype=torch.float64)
+        if not bool(batch.mask.any()):
+            return ids, log_probs
+        states = self.score(batch, frozenset({Want.STATES})).states
+        assert states is not None
+        temperatures = torch.tensor([decided.temperature for decided in batch.outputs], dtype=torch.float64)
+        inverse = (1 / temperatures)[:, None].expand(batch.mask.shape)[batch.mask]
+        read = states[:, :-1][batch.mask.to(states.device)]
+        head, known = self.backbone.head, len(self.renderer.tokenizer)
+        found = likeliest_tokens(head, read, inverse.to(read.device, self.backbone.head_dtype), k, known=known)
+        width = found[0].shape[1]
+        ids[batch.mask, :width], log_probs[batch.mask, :width] = found[0].cpu(), found[1].double().cpu()
+        return ids, log_probs
 
     @property
     def state_size(self) -> int:
         """D of the states: the model's hidden size."""
         return int(self.backbone.config.hidden_size)
+
+    @property
+    def vocabulary(self) -> str:
+        """Of tokenizer and template."""
+        return self.renderer.fingerprint
 
     def log_probs(self, records: Sequence[Record | Demonstration | Rated]) -> list[Tensor]:
         """One tensor [T] of nats per record, in order: the log-probability of each of its decisions."""
@@ -340,6 +383,13 @@ class LanguagePolicy:
             raise ModelError("A policy without an adapter has no reference inside it; load a second one for that")
         with without_adapter(self.backbone.model):
             return score_all(self, batch, budget)
+
+    def reference_fingerprint(self) -> str:
+        """Of the model under the adapter, its precision and layout, tokenizer and template."""
+        weights = self.backbone.digest(adapter=False)
+        dtype = str(next(self.parameters()).dtype)
+        told = [self.backbone.architecture, self.renderer.fingerprint, weights, dtype, self.layout, self.max_length]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     # ------------------------------------------------------------------ sampling
 
@@ -443,11 +493,11 @@ def _whole(folder: Path | str) -> Path | str:
     return folder
 
 
-def _rows(mask: Tensor, values: Sequence[Tensor]) -> Tensor:  # [B, T]
-    """Each row's values in its first columns, 0 behind them."""
+def _rows(mask: Tensor, values: Sequence[Tensor], fill: float = 0.0) -> Tensor:  # of [T, …] each -> [B, T, …]
+    """Each row's values in its first columns, `fill` behind them."""
     whole = torch.cat(list(values))
     row, column = mask.nonzero().unbind(1)
-    result = torch.zeros(mask.shape, dtype=whole.dtype, device=whole.device)
+    result = torch.full((*mask.shape, *whole.shape[1:]), fill, dtype=whole.dtype, device=whole.device)
     return result.index_put((row.to(whole.device), column.to(whole.device)), whole)
 
 

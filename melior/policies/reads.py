@@ -42,7 +42,7 @@ class Reads:
         targets: np.ndarray,  # [J] token that follows
         temperature: float = 1.0,
     ) -> slice:
-        """Asks for J tokens; the slice says where the answers will stand."""
+        """Asks for J tokens; the slice says where the answers will stand. Row -1 is the sequence added last."""
         self._parts.append((rows + len(self.sequences), places, targets, temperature))
         self.sequences += sequences
         self.count += len(rows)
@@ -60,14 +60,10 @@ class Reads:
     def _decided(
         self, backbone: Any, states: Tensor, paths: Sequence[np.ndarray], entropy: bool
     ) -> tuple[Tensor, Tensor | None]:  # [J], [J] or None
-        nodes = np.array(
-            [
-                paths[row][place]
-                for rows, places, _, _ in self._parts
-                for row, place in zip(rows.tolist(), places.tolist(), strict=True)
-            ],
-            dtype=np.int64,
-        )
+        ends = np.cumsum([len(path) for path in paths])
+        starts = ends - [len(path) for path in paths]
+        steps = np.concatenate([starts[rows] + places for rows, places, _, _ in self._parts])
+        nodes = np.concatenate(paths).astype(np.int64)[steps]
         temperatures = np.concatenate([np.full(len(rows), t, dtype=np.float64) for rows, _, _, t in self._parts])
         targets = torch.from_numpy(np.concatenate([targets for _, _, targets, _ in self._parts])).to(states.device)
         # One state serves every token that is read from the same node at the same temperature.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from melior.errors import ConfigError
 from melior.policies.base import LOG_PROBS, Want
 from melior.policies.choices import Choices, Ids
 from melior.policies.forest import common_prefix
@@ -29,6 +30,7 @@ class Found(NamedTuple):
     log_probs: list[Tensor]  # [T] nats each
     entropy: list[Tensor]  # [T] nats each
     states: list[Tensor]  # [T + 1, D] each: before every decision, and behind the last
+    candidates: list[Tensor]  # [T, K] nats each, -inf where no candidate was asked for
 
 
 def score_decisions(
@@ -37,15 +39,21 @@ def score_decisions(
     rows: Sequence[Decided],
     columns: Sequence[np.ndarray],
     want: frozenset[Want] = LOG_PROBS,
+    asked: Sequence[np.ndarray] | None = None,
 ) -> Found:
     """What is wanted of each row's decisions at the given columns, in one forward pass.
 
-    Rows of one context and one list of choices share the choices' forward pass.
+    `asked` are ids [T, K] per row, negative where there is none, whose log-probs are wanted too. Rows of one context
+    and one list of choices share the choices' forward pass.
+
+    Raises:
+        ConfigError: if candidates are asked for where a row is one of some choices.
     """
     reads = Reads()
     decides = bool(want & {Want.LOG_PROBS, Want.ENTROPY})
     counts: list[int] = []  # states of each row
     places: dict[Any, slice] = {}
+    given: list[slice] = []  # candidates of each row
     for row, (context, decided) in enumerate(zip(contexts, rows, strict=True)):
         key = _key(row, context, decided)
         if decides and key not in places:
@@ -53,10 +61,14 @@ def score_decisions(
         if Want.STATES in want:
             known = decides and decided.choices is None  # then it was added just now
             counts.append(_look(reads, context, decided, columns[row], known=known))
+        if asked is not None:
+            known = decides or Want.STATES in want
+            given.append(_ask_candidates(reads, context, decided, columns[row], asked[row], known=known))
     log_probs, bits, states = reads.answer(backbone, entropy=Want.ENTROPY in want)
     seen = [] if states is None else list(states.split(counts))
+    listed = [_listed(log_probs[place], ids) for place, ids in zip(given, asked or (), strict=True)]
     if not decides:
-        return Found([], [], seen)
+        return Found([], [], seen, listed)
     branches: dict[Any, Tensor] = {}
     found: list[Tensor] = []
     spread: list[Tensor] = []
@@ -72,7 +84,7 @@ def score_decisions(
         path = torch.from_numpy(choices.path(decided.decisions)[columns[row]]).to(log_probs.device)
         found.append(branches[key][path].to(log_probs.dtype))
         spread += [] if bits is None else [choices.entropies(branches[key])[path].to(bits.dtype)]
-    return Found(found, spread, seen)
+    return Found(found, spread, seen, listed)
 
 
 def nodes_added(context: Ids, decided: Decided, before: tuple[Ids, Decided] | None) -> int:
@@ -106,3 +118,25 @@ def _ask(reads: Reads, context: Ids, decided: Decided, columns: np.ndarray) -> s
     targets = np.array(decided.decisions, dtype=np.int64)[columns]
     places = len(context) - 1 + columns
     return reads.add([context + decided.decisions], np.zeros_like(places), places, targets, decided.temperature)
+
+
+def _ask_candidates(
+    reads: Reads, context: Ids, decided: Decided, columns: np.ndarray, ids: np.ndarray, *, known: bool
+) -> slice:
+    """Asks for the tokens in `ids` [T, K] that are some; `known` says that the row's sequence was added last."""
+    if decided.choices is not None:
+        raise ConfigError(
+            f"An output out of {len(decided.choices)} choices has no candidates token by token; sample without choices"
+        )
+    there, _ = (ids >= 0).nonzero()
+    places = (len(context) - 1 + columns)[there]
+    sequences = [] if known else [context + decided.decisions]
+    rows = np.full_like(places, -1 if known else 0)
+    return reads.add(sequences, rows, places, ids[ids >= 0].astype(np.int64), decided.temperature)
+
+
+def _listed(log_probs: Tensor, ids: np.ndarray) -> Tensor:  # [J] -> [T, K]
+    """Log-probs at the places of the ids that were asked for, -inf elsewhere."""
+    wanted = torch.from_numpy(ids >= 0).to(log_probs.device)
+    empty = log_probs.new_full(wanted.shape, -torch.inf)
+    return empty.masked_scatter(wanted, log_probs)

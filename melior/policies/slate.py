@@ -20,11 +20,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from melior.data.formats import canonical
+from melior.data.formats import canonical, fingerprint
 from melior.durable import MANIFEST, durable_folder, verify_folder
 from melior.errors import ConfigError, DataError, ModelError
 from melior.policies import parameters
-from melior.policies.base import LOG_PROBS, Batch, ParameterGroup, Rates, Scored, State, Want, score_all
+from melior.policies.base import (
+    CANDIDATE_IDS,
+    LOG_PROBS,
+    Batch,
+    ParameterGroup,
+    Rates,
+    Scored,
+    State,
+    Want,
+    candidates_asked,
+    likeliest_of,
+    score_all,
+)
 from melior.policies.columns import UNKNOWN
 from melior.policies.freezing import Share
 from melior.policies.slate_network import Slate, SlateNetwork, taken_before
@@ -335,9 +347,22 @@ class SlatePolicy:
         return Scored(
             log_probs,
             entropy,
-            candidates=dense if Want.CANDIDATES in want else None,
+            candidates=candidates_asked(dense, batch) if Want.CANDIDATES in want else None,
             states=behind if Want.STATES in want else None,
         )
+
+    @torch.no_grad()
+    def likeliest(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+        """Ids and log-probs [B, T, K] of the k likeliest decisions at each place; -1 and -inf where there are fewer."""
+        everything = {name: column for name, column in batch.columns.items() if name != CANDIDATE_IDS}
+        found = self.score(replace(batch, columns=everything), frozenset({Want.CANDIDATES})).candidates
+        assert found is not None
+        return likeliest_of(found.masked_fill(~batch.mask.to(found.device)[:, :, None], -torch.inf), k)
+
+    @property
+    def vocabulary(self) -> str:
+        """Of the catalogue's ids and their order."""
+        return hashlib.sha256(json.dumps([item.id for item in self.reader.catalogue]).encode()).hexdigest()[:16]
 
     @property
     def state_size(self) -> int:
@@ -359,6 +384,12 @@ class SlatePolicy:
             part = batch.select(rows)
             result[rows, : part.mask.shape[1]] = self._score(self.reference, part, LOG_PROBS).log_probs.double().cpu()
         return result
+
+    def reference_fingerprint(self) -> str:
+        """Of the weights it was made or loaded with, their precision, its settings and its catalogue."""
+        weights = parameters.digest(self.reference.state_dict().items())
+        told = [self.fingerprint(), weights, self.config.precision, fingerprint(self.reader.catalogue)]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     # ------------------------------------------------------------------ sampling
 

@@ -12,7 +12,7 @@ from melior.data.formats import fingerprint
 from melior.errors import ConfigError, DataError
 from melior.losses.likelihood import nll_loss, smoothed_nll_loss
 from melior.masking import select
-from melior.policies.base import LOG_PROBS, Batch, Scored, Want
+from melior.policies.base import CANDIDATE_IDS, LOG_PROBS, Batch, Scored, Want
 from melior.trainers.steps import Step, Term, digest, generator
 from melior.types import Demonstration
 
@@ -94,8 +94,8 @@ class Supervised:
         weights = batch.weights.to(scored.log_probs)
         if not self.smoothing:
             return [Term("nll", select(nll_loss(scored.log_probs, weights), mask).sum())]
-        if scored.candidates is None:
-            raise ConfigError(f"smoothing={self.smoothing} needs a policy that lists its candidates; set it to 0 here")
+        if scored.candidates is None or CANDIDATE_IDS in batch.columns:
+            raise ConfigError(f"smoothing={self.smoothing} needs a policy that lists all candidates; set it to 0 here")
         smoothed = smoothed_nll_loss(scored.log_probs, scored.candidates, weights, smoothing=self.smoothing)
         return [Term("nll", select(smoothed, mask).sum())]
 

@@ -589,3 +589,40 @@ def decisions_of(policy: Policy, batch: Batch) -> list[tuple[int, ...]]:
     scored = policy.score(batch, EVERYTHING)
     near = (scored.candidates - scored.log_probs[:, :, None]).abs().argmin(-1)
     return [tuple(ids[mask].tolist()) for ids, mask in zip(near, batch.mask, strict=True)]
+
+
+@pytest.mark.parametrize("want", [{Want.CANDIDATES}, {Want.CANDIDATES, Want.LOG_PROBS}, set(Want)])
+def test_candidates_at_given_ids_are_log_probs_of_those_decisions(policy: Policy, case: Case, want: set[Want]) -> None:
+    """The likeliest are answered with the log-probs that `likeliest` gave them; the decided one with its own."""
+    batch = policy.encode(list(case.rows[:4]))
+    ids, log_probs = policy.likeliest(batch, 3)
+    assert ids.shape == log_probs.shape == (*batch.mask.shape, 3)
+    assert torch.equal(ids < 0, torch.isneginf(log_probs)) and bool((ids[~batch.mask] == -1).all())
+    assert bool((log_probs[batch.mask][:, 0] >= log_probs[batch.mask][:, 1]).all())
+    shuffled = batch.with_columns(candidate_ids=ids.flip(-1))
+    found = policy.score(shuffled, frozenset(want))
+    torch.testing.assert_close(
+        found.candidates.detach().double().flip(-1)[batch.mask], log_probs.double()[batch.mask], rtol=0, atol=case.exact
+    )
+    parts = [shuffled.select([row]) for row in range(len(batch))]
+    alone = torch.cat([policy.score(part, frozenset(want)).candidates[0] for part in parts])
+    there = torch.cat([found.candidates[row][: int(batch.mask[row].sum())] for row in range(len(batch))])
+    torch.testing.assert_close(alone, there, rtol=0, atol=1e-9 if case.exact < 1e-9 else 1e-5)
+
+
+def test_candidates_share_the_gradient_of_the_decision(policy: Policy, case: Case) -> None:
+    """A candidate that is the decision has its log-prob's gradient."""
+    batch = policy.encode(list(case.rows[:3]))
+    ids, _ = policy.likeliest(batch, 1)
+    chosen = [parameter for _, parameter in policy.candidates() if parameter.requires_grad]
+    asked = frozenset({Want.LOG_PROBS, Want.CANDIDATES})
+    scored = policy.score(batch.with_columns(candidate_ids=ids), asked)
+    same = (scored.candidates[:, :, 0] == scored.log_probs) & batch.mask.to(scored.log_probs.device)
+    if not bool(same.any()):
+        pytest.skip("none of the rows decides the likeliest")
+    one = torch.autograd.grad(scored.log_probs[same].sum(), chosen, retain_graph=True, allow_unused=True)
+    other = torch.autograd.grad(scored.candidates[:, :, 0][same].sum(), chosen, allow_unused=True)
+    for mine, theirs in zip(one, other, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            assert (mine - theirs).abs().max() <= 1e-9

@@ -95,7 +95,7 @@ def test_smoothing_keeps_a_share_for_every_other_label() -> None:
 def test_smoothing_needs_candidates_and_is_a_share() -> None:
     policy = Tabular()
     batch = policy.encode(ROWS)
-    with pytest.raises(ConfigError, match=r"smoothing=0\.1 needs a policy that lists its candidates"):
+    with pytest.raises(ConfigError, match=r"smoothing=0\.1 needs a policy that lists all candidates"):
         Supervised(smoothing=0.1).loss(policy.score(batch), batch)
     with pytest.raises(ConfigError, match=r"got 1\.0"):
         Supervised(smoothing=1.0)
