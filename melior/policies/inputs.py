@@ -7,7 +7,7 @@ with the same seeds come the same features, and without seeds nothing is random,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from melior.data.formats.rows import ColumnKind
 
+SEEDS = "seeds"  # the batch's column of them [B]; -1 is none, where some rows of a batch have seeds and others have not
 SHUFFLES = (-4658895280553007687, -7723592293110705685)  # 0xBF58476D1CE4E5B9 and 0x94D049BB133111EB, as signed numbers
 GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15: streams of neighbouring numbers share nothing
 
@@ -76,6 +77,19 @@ class Inputs(Protocol):
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]: ...
+
+
+def read_each(read: Callable[[Sequence[Any], Tensor | None], Tensor], rows: Sequence[Any], seeds: Tensor) -> Tensor:
+    """Features [B, D] of rows of which some have seeds, and others (-1) are read as they are."""
+    known = seeds >= 0
+    if bool(known.all()):
+        return read(rows, seeds)
+    noisy, plain = known.nonzero()[:, 0], (~known).nonzero()[:, 0]
+    found = [read([rows[row] for row in plain.tolist()], None)]
+    if len(noisy):
+        found.append(read([rows[row] for row in noisy.tolist()], seeds[noisy]))
+    order = torch.argsort(torch.cat([plain, noisy]))
+    return torch.cat(found)[order.to(found[0].device)]
 
 
 def uniforms(seeds: Tensor, count: int, stream: int = 0) -> Tensor:  # [B, count] float64 in [0, 1)
