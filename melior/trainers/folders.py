@@ -4,6 +4,7 @@ run.json        settings, fingerprints, machine and package versions
 metrics.jsonl   one line per step; a number that is not finite is null
 samples.jsonl   a few outputs per step, for people
 histograms.jsonl  how ratios, lengths and rewards of each step were distributed, where there are any
+alarms.jsonl    alarms that rang, in order
 status.json     how the run stands; report.html shows all of this
 tracker.json    the name under which trackers know the run, where there are any
 checkpoints/    the newest few; best/ the best one by held-out metric
@@ -30,7 +31,7 @@ def open_folder(folder: Path, identity: Mapping[str, Any], metrics: Sequence[Map
         remove_drafts(inner)
     write_file(folder / "run.json", json.dumps({**identity, "environment": environment()}, indent=1))
     write_file(folder / "metrics.jsonl", _as_lines(metrics))
-    for name in ("samples.jsonl", "histograms.jsonl"):
+    for name in ("samples.jsonl", "histograms.jsonl", "alarms.jsonl"):
         kept = [row for row in _rows(folder / name) if row["step"] < steps]
         write_file(folder / name, _as_lines(kept))
 
@@ -40,6 +41,7 @@ def append_step(
     metrics: Mapping[str, float],
     samples: Sequence[Mapping[str, Any]],
     histograms: Mapping[str, Histogram],
+    alarms: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Adds one step's lines.
 
@@ -52,6 +54,8 @@ def append_step(
     if histograms:
         told = {name: {"edges": list(h.edges), "counts": h.counts.tolist()} for name, h in histograms.items()}
         append_file(folder / "histograms.jsonl", _as_lines([{"step": step, **told}]))
+    if alarms:
+        append_file(folder / "alarms.jsonl", _as_lines(alarms))
 
 
 def tracked_steps(folder: Path) -> int:
