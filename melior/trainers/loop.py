@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass as validated
 from melior.errors import ConfigError, NonFiniteError
 from melior.policies.base import Batch, Rates, State, Trainable
 from melior.reports.write import Reporter
+from melior.trainers.alarms import Alarms, Breach, Watch
 from melior.trainers.checkpoints import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from melior.trainers.folders import append_step, check_identity, open_folder, run_key, tracked_steps
 from melior.trainers.interrupts import interruptible
@@ -71,6 +72,7 @@ class Run:
     best_step: int | None = None
     best_value: float | None = None
     stopped: str = ""  # why it ended early, empty otherwise
+    breaches: list[Breach] = field(default_factory=list)  # alarms that rang
 
     def last(self, name: str) -> float:
         """The latest value of a metric, NaN if it was never measured."""
@@ -87,8 +89,12 @@ def fit(
     on_step: Callable[[int, int, Metrics], None] = lambda index, total, metrics: None,
     trackers: Sequence[Tracker] = (),
     track_samples: bool = False,
+    alarms: Alarms | None = None,
 ) -> Run:
     """Trains, and returns what happened; with a folder it goes on where the last call with the same settings stopped.
+
+    `alarms` are the defaults where None: some warn, some stop the run. A run that one has stopped goes on where the
+    same call says that it stops no more.
 
     `on_step` sees the steps done, how many there are, and the step's metrics before they are kept: it may add its own.
     `trackers` are told each step's metrics as kept, and its samples where `track_samples` says so; they need a folder.
@@ -100,7 +106,8 @@ def fit(
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
     tracking = Tracking(trackers, samples=track_samples)
-    return _Loop(trainable, steps, objective, config or FitConfig(), evaluation, on_step, tracking).run()
+    loop = _Loop(trainable, steps, objective, config or FitConfig(), evaluation, on_step, tracking, alarms or Alarms())
+    return loop.run()
 
 
 class _Loop:
@@ -115,6 +122,7 @@ class _Loop:
         evaluation: Evaluates | None,
         on_step: Callable[[int, int, Metrics], None],
         tracking: Tracking,
+        alarms: Alarms,
     ) -> None:
         total = config.steps if config.steps is not None else steps.total
         if total is None:
@@ -127,6 +135,10 @@ class _Loop:
             )
         if tracking.trackers and config.folder is None:
             raise ConfigError(f"{len(tracking.trackers)} trackers need a run they can find again; give a folder")
+        if alarms.enabled and alarms.heldout and (evaluation is None or config.evaluate_every is None):
+            raise ConfigError(
+                f"alarms.heldout={alarms.heldout!r} is read while training; pass evaluation=… and evaluate_every=…"
+            )
         self.trainable: Any = trainable
         self.steps, self.objective, self.config = steps, objective, config
         self.evaluation, self.on_step, self.total = evaluation, on_step, total
@@ -140,6 +152,7 @@ class _Loop:
         self.best_state: State | None = None  # where no folder keeps it
         self.histograms: dict[str, Histogram] = {}  # of the step at hand
         self.reporter, self.tracking = Reporter(config.folder), tracking
+        self.watch = Watch(alarms, updates=config.minibatches)
 
     def run(self) -> Run:
         self._resume()
@@ -196,11 +209,22 @@ class _Loop:
         metrics["seconds"] = time.perf_counter() - started
         self.on_step(index + 1, self.total, metrics)
         self.result.metrics.append(metrics)
+        rang = self._listen(metrics)
         if self.config.folder is not None:
-            append_step(self.config.folder, metrics, step.samples, self.histograms)
+            append_step(self.config.folder, metrics, step.samples, self.histograms, [each.to_json() for each in rang])
             self.tracking.log(metrics, step.samples)
-            if evaluated:
-                self.reporter.update(state="running")
+            if evaluated or rang:
+                self.reporter.update(force=bool(rang), state="running")
+
+    def _listen(self, metrics: Metrics) -> list[Breach]:
+        """What the alarms make of a step; one that stops the run is why it stopped."""
+        rang = self.watch.see(metrics)
+        for breach in rang:
+            log.warning("alarm %s after step %d: %s", breach.alarm, breach.step + 1, breach.sentence)
+            if breach.stops and not self.result.stopped:
+                self.result.stopped = breach.why
+        self.result.breaches += rang
+        return rang
 
     def _collect(self, index: int) -> Step:
         try:
@@ -271,6 +295,7 @@ class _Loop:
         assert self.evaluation is not None
         measured = self.evaluation(self.trainable)
         metrics.update(measured)
+        self.watch.check(measured)
         name = self.config.best_metric
         if name is None:
             return
@@ -335,6 +360,7 @@ class _Loop:
             "stale": self.stale,
             "best": [result.best_step, result.best_value],
             "stopped": result.stopped,
+            "breaches": [breach.to_json() for breach in result.breaches],
             "identity": self.identity,
         }
         return Checkpoint(result.steps, self.trainable.state(), self.optimizer.state(), progress)
@@ -358,6 +384,11 @@ class _Loop:
             self.result = Run(
                 folder, kept["metrics"], found.step, kept["skipped"], best_step, best_value, kept["stopped"]
             )
+            self.result.breaches = [Breach.from_json(fields) for fields in kept.get("breaches", ())]
+            if any(each.why == self.result.stopped and not self.watch.stops(each) for each in self.result.breaches):
+                self.result.stopped = ""
+            for row in self.result.metrics:
+                self.watch.see(row)
             self.streak, self.stale, self.saved = kept["streak"], kept["stale"], found.step
         known = tracked_steps(folder)  # before the lines of steps that will be repeated are removed
         open_folder(folder, self.identity, self.result.metrics, self.result.steps)
