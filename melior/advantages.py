@@ -1,13 +1,15 @@
-"""how much better than expected: group_relative, leave_one_out, whiten
+"""how much better than expected: group_relative, leave_one_out, whiten, gae
 
-Every estimator sees one reward per output and the group it belongs to; a row whose reward is NaN is one that no grader
-could score: it gets advantage 0 and counts in nobody's mean.
+The first two see one reward per output and the group it belongs to; a row whose reward is NaN is one that no grader
+could score: it gets advantage 0 and counts in nobody's mean. `gae` sees a reward and a value at every decision.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from melior.masking import select
 
 
 def group_relative(
@@ -48,18 +50,51 @@ def leave_one_out(
 
 
 def whiten(
-    values: Tensor,  # [B]
-    mask: Tensor | None = None,  # [B] bool
+    values: Tensor,  # of any shape
+    mask: Tensor | None = None,  # of the same shape, bool
     *,
+    centre: bool = True,
     epsilon: float = 1e-8,
-) -> Tensor:  # [B]
-    """Values shifted to mean 0 and scaled to standard deviation 1; all equal gives 0; unselected entries are 0."""
+) -> Tensor:
+    """Values shifted to mean 0 and scaled to standard deviation 1; all equal gives 0; unselected entries are 0.
+
+    Without `centre` they are scaled alone: signs stay, and so do values that are all equal.
+    """
     mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
     chosen = values[mask]
     result = torch.zeros_like(values)
     if chosen.numel() > 1 and bool((chosen != chosen[0]).any()):
         centred = chosen - chosen.mean()
-        result[mask] = centred / (centred.square().mean().sqrt() + epsilon)
+        result[mask] = (centred if centre else chosen) / (centred.square().mean().sqrt() + epsilon)
+    elif not centre:
+        result[mask] = chosen
+    return result
+
+
+def gae(
+    rewards: Tensor,  # [B, T]
+    values: Tensor,  # [B, T + 1], a row's value behind its last of n decisions at n
+    mask: Tensor,  # [B, T] bool, True in the first n columns of a row
+    truncated: Tensor,  # [B] bool, cut short: what would have come is worth its last value; else nothing comes
+    *,
+    discount: float = 1.0,
+    trace: float = 0.95,
+) -> Tensor:  # [B, T]
+    """Generalised advantages, 0 where the mask is False; with the values they add up to returns.
+
+    `trace` is λ: 0 believes the next value, 1 only the rewards (and, where truncated, the last value).
+
+    Source: Schulman et al. 2015, arXiv:1506.02438, eq. 16; truncation: Pardo et al. 2017, arXiv:1712.00378.
+    """
+    rewards, lengths = select(rewards, mask), mask.sum(1, keepdim=True)
+    places = torch.arange(values.shape[1], device=mask.device)
+    known = (places < lengths) | ((places == lengths) & truncated[:, None])
+    values = select(values, known)
+    errors = select(rewards + discount * values[:, 1:] - values[:, :-1], mask)
+    result, behind = torch.zeros_like(errors), torch.zeros_like(errors[:, 0])
+    for place in reversed(range(errors.shape[1])):
+        behind = errors[:, place] + discount * trace * behind
+        result[:, place] = behind
     return result
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from melior.errors import ShapeError
+from melior.masking import mean_decisions, select
 
 
 def policy_gradient_loss(
@@ -35,6 +36,24 @@ def truncated_importance_weights(
     _same_shape(log_probs, behavior_log_probs)
     # Clamped before the exponential, which would overflow: a logarithm has no such limit.
     return (log_probs.detach() - behavior_log_probs).clamp(max=math.log(clip)).exp()
+
+
+def bounded_importance_weights(
+    log_probs: Tensor,  # [B, T], or [B] of whole outputs
+    behavior_log_probs: Tensor,  # of the same shape, as recorded
+    *,
+    bound: float,
+) -> Tensor:
+    """How much likelier a decision (or an output) is than when it was sampled; 0 beyond [1 / bound, bound].
+
+    What two computations disagree on this much is noise rather than evidence, so it has no say; no gradient.
+
+    Source: Ling Team 2025, "Every step evolves", arXiv:2510.18855, §3.3 (IcePop), with one bound for both sides.
+    """
+    _same_shape(log_probs, behavior_log_probs)
+    difference = log_probs.detach() - behavior_log_probs
+    inside = difference.abs() <= math.log(bound)
+    return torch.where(inside, difference.clamp(max=math.log(bound)).exp(), 0.0)
 
 
 def truncated_importance_loss(
@@ -78,6 +97,54 @@ def clipped_surrogate_loss(
     ratio = torch.exp(log_probs - old_log_probs)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def sequence_surrogate_loss(
+    log_probs: Tensor,  # [B, T]
+    old_log_probs: Tensor,  # [B, T]
+    advantages: Tensor,  # [B]
+    mask: Tensor,  # [B, T] bool
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+) -> Tensor:  # [B, T]
+    """GSPO's clipped surrogate, each output's told at every one of its decisions.
+
+    An output has one ratio, the geometric mean of its decisions', and is clipped as a whole. The mean over decisions,
+    then over outputs, is the paper's; the defaults are its bounds, since a mean's logarithm moves little.
+
+    Raises:
+        ShapeError: if shapes differ.
+
+    Source: Zheng et al. 2025, arXiv:2507.18071, eqs. 5 and 7.
+    """
+    _same_shape(log_probs, old_log_probs, mask)
+    means = mean_decisions(log_probs, mask), mean_decisions(old_log_probs, mask)
+    losses = clipped_surrogate_loss(*means, advantages, clip_low=clip_low, clip_high=clip_high)
+    return select(losses[:, None].expand(mask.shape), mask)
+
+
+def cispo_loss(
+    log_probs: Tensor,  # [B, T]
+    old_log_probs: Tensor,  # [B, T]
+    advantages: Tensor,  # [B, T]
+    *,
+    clip_low: float = 1.0,
+    clip_high: float = 4.0,
+) -> Tensor:  # [B, T]
+    """REINFORCE with each decision's ratio as a clipped weight: what is clipped still learns, unlike in PPO.
+
+    `clip_low=1` is no lower bound, as in the paper, which says nothing of the upper one; a largest weight of 5 is that
+    of Khatri et al.
+
+    Raises:
+        ShapeError: if the three tensors differ in shape.
+
+    Source: MiniMax 2025, arXiv:2506.13585, eqs. 4 and 5; Khatri et al. 2025, arXiv:2510.13786.
+    """
+    _same_shape(log_probs, old_log_probs, advantages)
+    weights = torch.exp(log_probs.detach() - old_log_probs).clamp(1 - clip_low, 1 + clip_high)
+    return policy_gradient_loss(log_probs, weights * advantages)
 
 
 def kl_penalty(

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from melior.trainers.folders import append_step, check_identity, open_folder, ru
 from melior.trainers.interrupts import interruptible
 from melior.trainers.optimizers import AdamW, Schedule, rate_factor
 from melior.trainers.reports import environment
-from melior.trainers.steps import Evaluates, Histogram, Objective, Step, Steps, Term
+from melior.trainers.steps import Evaluates, Histogram, Objective, Step, Steps, Term, generator
 from melior.trainers.trackers import TrackedRun, Tracker, Tracking
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class FitConfig:
     rates: dict[str, float] = Field(default_factory=dict)  # pattern in parameter names → factor; 0 freezes
     micro_batch: int | None = Field(default=None, ge=1)  # tokens per forward pass; None: the policy's choice
     minibatches: int = Field(default=1, ge=1)  # updates per step, each on a share of its groups
+    passes: int = Field(default=1, ge=1)  # over all of a step's groups, each in minibatches drawn anew
     checkpoint_every: int = Field(default=25, ge=1)  # steps
     keep_checkpoints: int = Field(default=2, ge=1)
     evaluate_every: int | None = Field(default=None, ge=1)  # steps; also after the last one
@@ -151,8 +152,9 @@ class _Loop:
         self.saved = -1  # steps done at the newest checkpoint
         self.best_state: State | None = None  # where no folder keeps it
         self.histograms: dict[str, Histogram] = {}  # of the step at hand
+        self.memory: dict[str, float] = {}  # what the objective carries from step to step
         self.reporter, self.tracking = Reporter(config.folder), tracking
-        self.watch = Watch(alarms, updates=config.minibatches)
+        self.watch = Watch(alarms, updates=config.minibatches * config.passes)
 
     def run(self) -> Run:
         self._resume()
@@ -197,9 +199,14 @@ class _Loop:
         step = self._collect(index)
         collected = time.perf_counter()
         self.histograms = dict(step.histograms)
-        step = self.objective.prepare(step, self.trainable)
+        step = self.objective.prepare(replace(step, memory=self.memory), self.trainable)
+        self.memory = dict(step.memory)
         factor = rate_factor(index, self.total, schedule=self.config.schedule, warmup=self.config.warmup)
-        updates = [self._update(part, factor) for part in _minibatches(step.batch, self.config.minibatches)]
+        updates = [
+            self._update(part, factor)
+            for number in range(self.config.passes)
+            for part in _minibatches(step.batch, self.config.minibatches, (index, number))
+        ]
         metrics = {"step": index, "learning_rate": self.config.learning_rate * factor, **step.metrics, **_mean(updates)}
         self._count_skips(index, metrics)
         self.result.steps = index + 1
@@ -362,6 +369,7 @@ class _Loop:
             "stopped": result.stopped,
             "breaches": [breach.to_json() for breach in result.breaches],
             "identity": self.identity,
+            "memory": self.memory,
         }
         return Checkpoint(result.steps, self.trainable.state(), self.optimizer.state(), progress)
 
@@ -390,6 +398,7 @@ class _Loop:
             for row in self.result.metrics:
                 self.watch.see(row)
             self.streak, self.stale, self.saved = kept["streak"], kept["stale"], found.step
+            self.memory = dict(kept["memory"])
         known = tracked_steps(folder)  # before the lines of steps that will be repeated are removed
         open_folder(folder, self.identity, self.result.metrics, self.result.steps)
         if self.tracking.trackers:
@@ -399,9 +408,11 @@ class _Loop:
             self.tracking.open(run, self.result.metrics, known)
 
 
-def _minibatches(batch: Batch, parts: int) -> list[Batch]:
-    """The batch in `parts` shares of whole groups, as even as groups allow."""
+def _minibatches(batch: Batch, parts: int, key: tuple[int, int]) -> list[Batch]:
+    """The batch in `parts` shares of whole groups, as even as groups allow; later passes deal groups out anew."""
     names = torch.unique(batch.groups)
+    if key[1]:
+        names = names[torch.randperm(len(names), generator=generator(*key))]
     shares = [share for share in names.tensor_split(parts) if len(share)]
     if len(shares) < 2:
         return [batch]

@@ -2,142 +2,133 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from melior.advantages import group_relative, informative, leave_one_out
-from melior.data.formats import as_json
-from melior.errors import ConfigError, DataError, MissingLogProbs
-from melior.losses.policy_gradient import clipped_surrogate_loss, kl_penalty, overlong_penalty
-from melior.masking import mean_decisions, padded, select, sum_decisions
+from melior.advantages import group_relative, informative, leave_one_out, whiten
+from melior.errors import ConfigError
+from melior.losses.policy_gradient import (
+    cispo_loss,
+    clipped_surrogate_loss,
+    kl_penalty,
+    overlong_penalty,
+    sequence_surrogate_loss,
+)
+from melior.masking import mean_decisions, select, sum_decisions
 from melior.policies.base import LOG_PROBS, Batch, Scored, Want, score_all
-from melior.rewards.base import FailureLimit
-from melior.rollouts.collect import Grades, Rollout, collect
-from melior.trainers.steps import Histogram, Step, Term, digest, generator
-from melior.types import Sampling, Task
+from melior.trainers.ratios import (
+    RATIO_EDGES,
+    WATCHED,
+    Correction,
+    check_target,
+    column,
+    divergence,
+    held,
+    old_log_probs,
+    sampler_correction,
+    watched,
+)
+from melior.trainers.rollouts import Rollouts
+from melior.trainers.steps import Step, Term
 
-Estimator = Literal["group_relative", "leave_one_out"]
+__all__ = ["METHODS", "RATIO_EDGES", "Reinforcement", "Rollouts", "reinforcement"]
+
+Estimator = Literal["group_relative", "leave_one_out", "batch", "group_batch"]
 Aggregate = Literal["decisions", "outputs", "constant"]
+Surrogate = Literal["decision", "output", "cispo"]
+Method = Literal["grpo", "dr_grpo", "dapo", "rloo", "reinforce++", "reinforce++_baseline", "gspo", "cispo"]
 
-BINS = 16  # of a histogram of lengths or rewards
-# Fine about 1, where on-policy ratios lie.
-RATIO_EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01, 1.05, 1.1, 1.2, 1.28, 1.5, 2.0, 4.0)
-WATCHED = ("ratio", "clip_low", "clip_high", "kl_old", "kl_reference", "sampler_gap")  # means over decisions
-
-
-class Rollouts:
-    """Steps of fresh outputs: `prompts` tasks each, `sampling.n` outputs per task, graded.
-
-    With `resample > 0` (DAPO's dynamic sampling) groups whose rewards are all equal are replaced by up to that many
-    further draws of tasks.
-    """
-
-    def __init__(
-        self,
-        policy: Any,
-        tasks: Sequence[Task],
-        grader: Grades,
-        sampling: Sampling,
-        *,
-        prompts: int = 16,
-        seed: int = 0,
-        resample: int = 0,
-        failures: FailureLimit | None = None,
-    ) -> None:
-        """Raises DataError if there are no tasks, ConfigError if a group would hold one output."""
-        if not tasks:
-            raise DataError("There are 0 tasks to sample from; add rows")
-        if sampling.n < 2:
-            raise ConfigError(f"Outputs are compared within their group, so sampling needs n ≥ 2, got {sampling.n}")
-        if sampling.temperature == 0:
-            raise ConfigError("Greedy outputs of one input are all equal; sample with temperature > 0")
-        self.policy, self.tasks, self.grader, self.sampling = policy, list(tasks), grader, sampling
-        self.prompts, self.seed, self.resample = min(prompts, len(tasks)), seed, resample
-        self.failures = failures or FailureLimit(getattr(grader, "name", "reward"))
-
-    total = None
-
-    def fingerprint(self) -> str:
-        tasks = [[task.inputs, dict(task.item)] for task in self.tasks]
-        name = getattr(self.grader, "name", type(self.grader).__name__)
-        return digest("rollouts", tasks, asdict(self.sampling), self.prompts, self.seed, self.resample, name)
-
-    def __call__(self, index: int) -> Step:
-        kept: list[Rollout] = []
-        drawn: list[Rollout] = []
-        rounds = 0
-        for rounds in range(1 + self.resample):
-            fresh = self._round(index * (1 + self.resample) + rounds)
-            drawn += fresh
-            kept += fresh if not self.resample else _informative(fresh)
-            if len(kept) >= self.prompts * self.sampling.n or not self.resample:
-                break
-        rollouts = kept[: self.prompts * self.sampling.n] or drawn[: self.prompts * self.sampling.n]
-        return self._step(rollouts, drawn, rounds + 1)
-
-    def _round(self, number: int) -> list[Rollout]:
-        rollouts = collect(self.policy, self._draw(number), self.grader, self.sampling, step=number)
-        self.failures.add([rollout.score for rollout in rollouts])
-        return rollouts
-
-    def _draw(self, number: int) -> list[Task]:
-        """The tasks of round `number`: every task once before any comes again."""
-        chosen: list[Task] = []
-        position = number * self.prompts
-        while len(chosen) < self.prompts:
-            epoch, place = divmod(position, len(self.tasks))
-            order = torch.randperm(len(self.tasks), generator=generator(self.seed, epoch)).tolist()
-            part = order[place : place + self.prompts - len(chosen)]
-            chosen += [self.tasks[row] for row in part]
-            position += len(part)
-        return chosen
-
-    def _step(self, rollouts: list[Rollout], drawn: list[Rollout], rounds: int) -> Step:
-        batch: Batch = self.policy.encode([rollout.record for rollout in rollouts])
-        columns = {
-            "rewards": torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64),
-            "truncated": torch.tensor([rollout.record.finish == "length" for rollout in rollouts]),
-            "limit": torch.full((len(rollouts),), self.sampling.max_tokens),
-        }
-        if not self.sampling.truncated:
-            columns["behavior_log_probs"] = _behavior(rollouts, batch)
-        samples = [_shown(rollout) for rollout in rollouts[: self.sampling.n]]
-        metrics = {**_measured(drawn), "rounds": float(rounds)}
-        return Step(batch.with_columns(**columns), metrics, samples, _histograms(drawn, self.sampling.max_tokens))
+METHODS: Mapping[Method, Mapping[str, Any]] = {
+    "grpo": {"divide_by_std": True, "aggregate": "outputs", "clip_high": 0.2},
+    "dr_grpo": {"aggregate": "constant", "clip_high": 0.2},
+    "dapo": {"divide_by_std": True, "aggregate": "decisions", "clip_high": 0.28},
+    "rloo": {"estimator": "leave_one_out", "kl": "reward", "clip_high": 0.2},
+    "reinforce++": {"estimator": "batch", "aggregate": "outputs", "kl": "reward", "clip_high": 0.2},
+    "reinforce++_baseline": {"estimator": "group_batch", "aggregate": "outputs", "clip_high": 0.2},
+    "gspo": {
+        "divide_by_std": True,
+        "aggregate": "outputs",
+        "surrogate": "output",
+        "clip_low": 3e-4,
+        "clip_high": 4e-4,
+    },
+    "cispo": {
+        "divide_by_std": True,
+        "aggregate": "decisions",
+        "surrogate": "cispo",
+        "clip_low": 1.0,
+        "clip_high": 4.0,
+    },
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reinforcement:
-    """Policy gradient on group-compared rewards; the variants of GRPO are settings.
+    """Policy gradient on compared rewards; the methods of this family are settings, and `METHODS` has them by name.
 
-    | method    | divide_by_std | aggregate   | clip_high |
-    | --------- | ------------- | ----------- | --------- |
-    | GRPO      | True          | "outputs"   | 0.2       |
-    | Dr.GRPO   | False         | "constant"  | 0.2       |
-    | DAPO      | True          | "decisions" | 0.28      |
-    | RLOO      | leave_one_out | "constant"  | —         |
+    | method               | estimator               | aggregate   | surrogate  | clip_low, clip_high | kl       |
+    | -------------------- | ----------------------- | ----------- | ---------- | ------------------- | -------- |
+    | grpo                 | group_relative, by std  | "outputs"   | "decision" | 0.2, 0.2            | "loss"   |
+    | dr_grpo              | group_relative          | "constant"  | "decision" | 0.2, 0.2            | "loss"   |
+    | dapo                 | group_relative, by std  | "decisions" | "decision" | 0.2, 0.28           | "loss"   |
+    | rloo                 | leave_one_out           | "constant"  | "decision" | 0.2, 0.2            | "reward" |
+    | reinforce++          | batch                   | "outputs"   | "decision" | 0.2, 0.2            | "reward" |
+    | reinforce++_baseline | group_batch             | "outputs"   | "decision" | 0.2, 0.2            | "loss"   |
+    | gspo                 | group_relative, by std  | "outputs"   | "output"   | 3e-4, 4e-4          | "loss"   |
+    | cispo                | group_relative, by std  | "decisions" | "cispo"    | 1.0, 4.0            | "loss"   |
+
+    `estimator` says what a reward is compared with: the mean of its group, of the others in its group, or of the whole
+    batch; "batch" and "group_batch" divide by the batch's standard deviation, and only "batch" serves groups of one.
 
     `aggregate` says what a step's sum of losses is divided by: all decisions; outputs, after a mean over each one's
     decisions; or outputs times `length`, a constant, the only one whose expected gradient is that of the mean reward.
 
-    Source: Shao et al. 2024, arXiv:2402.03300; Liu et al. 2025, arXiv:2503.20783; Yu et al. 2025, arXiv:2503.14476.
+    `surrogate` says what is clipped: each decision's ratio, an output's as a whole, or a weight that never stops the
+    gradient.
+
+    `kl="loss"` holds the policy to its reference by a term of its own, "reward" by taking the divergence of what was
+    sampled from the reward. With `kl_target` the weight `beta` is only the first one: it grows while outputs are
+    further from the reference than so many nats, and shrinks while they are nearer.
+
+    `correction` weighs what an inexact sampler (another engine, other precision) drew by how likely the scorer finds
+    it, decision by decision or output by output, at most `correction_cap`. Per output it is unbiased but for the cap.
+
+    Source: Shao et al. 2024, arXiv:2402.03300; Liu et al. 2025, arXiv:2503.20783; Yu et al. 2025, arXiv:2503.14476;
+    Ahmadian et al. 2024, arXiv:2402.14740; Hu et al. 2025, arXiv:2501.03262; Zheng et al. 2025, arXiv:2507.18071;
+    MiniMax 2025, arXiv:2506.13585; Ziegler et al. 2019, arXiv:1909.08593.
     """
 
     estimator: Estimator = "group_relative"
     divide_by_std: bool = False  # True gives nearly equal rewards as much say as informative ones
     aggregate: Aggregate = "constant"
     length: int = 1  # decisions that "constant" divides each output by
+    surrogate: Surrogate = "decision"
     clip_low: float = 0.2
     clip_high: float = 0.28  # arXiv:2503.14476 §3.1: room for improbable decisions to grow
     beta: float = 0.0  # weight of KL(policy ‖ reference)
+    kl: Literal["loss", "reward"] = "loss"  # where the KL is
+    kl_target: float | None = None  # nats per output that beta is steered to; None leaves beta as it is
     entropy: float = 0.0  # weight of the entropy bonus
+    correction: Correction = "none"
+    correction_cap: float = 2.0  # C of Yao et al. 2025
+    correction_drop: bool = False  # what is beyond the cap, on either side, has no say (IcePop, arXiv:2510.18855)
     drop_truncated: bool = False  # outputs cut by max_tokens neither learn nor count (arXiv:2503.14476 §3.4)
     overlong_margin: int = 0  # decisions before max_tokens over which the soft penalty grows to -1; 0 is off
+
+    def __post_init__(self) -> None:
+        check_target(self.beta, self.kl_target)
+        if not self.correction_cap >= 1:
+            raise ConfigError(f"correction_cap is the largest weight and at least 1; got {self.correction_cap}")
+        if self.surrogate == "output" and self.estimator == "batch" and self.kl == "reward" and self.beta:
+            raise ConfigError(
+                'surrogate="output" has one advantage per output; estimator="batch" with kl="reward" has one per '
+                'decision; choose kl="loss"'
+            )
 
     @property
     def want(self) -> frozenset[Want]:
@@ -145,29 +136,44 @@ class Reinforcement:
 
     def prepare(self, step: Step, policy: Any) -> Step:
         batch = step.batch
-        rewards = batch.columns["rewards"]
-        if self.overlong_margin:
-            limit = int(batch.columns["limit"][0])
-            rewards = rewards + overlong_penalty(batch.mask.sum(1), limit=limit, margin=self.overlong_margin)
-        if self.drop_truncated:
-            rewards = rewards.masked_fill(batch.columns["truncated"], torch.nan)
+        rewards = self._rewards(batch)
         varied = batch.groups[informative(rewards, batch.groups)].unique()
         step = step.with_metrics(frac_reward_zero_std=1 - len(varied) / max(1, len(batch.groups.unique())))
         known = (~torch.isnan(rewards)).nonzero()[:, 0]
         batch, rewards = batch.select(known.tolist()), rewards[known]
-        columns: dict[str, Tensor] = {"advantages": self._advantages(rewards, batch.groups)}
-        if "behavior_log_probs" in batch.columns:
-            columns["old_log_probs"] = batch.columns["behavior_log_probs"]
-        else:  # top-k or top-p: what was sampled from is not what is trained
-            columns["old_log_probs"] = score_all(policy, batch)
-        if self.beta:
-            columns["ref_log_probs"] = policy.reference_log_probs(batch)
-        return replace(step, batch=batch.with_columns(**columns))
+        if self.correction == "none":
+            batch = batch.with_columns(old_log_probs=old_log_probs(batch, policy))
+        else:
+            batch = batch.with_columns(old_log_probs=score_all(policy, batch))
+            how: dict[str, Any] = {"per": self.correction, "cap": self.correction_cap, "drop": self.correction_drop}
+            batch = batch.with_columns(correction=sampler_correction(batch, **how))
+        step, beta = held(replace(step, batch=batch), policy, beta=self.beta, target=self.kl_target)
+        columns = {"advantages": self._advantages(step.batch, rewards, beta)}
+        if self.kl_target:
+            columns["beta"] = torch.full((len(batch),), beta, dtype=torch.float64)
+        return step.with_columns(**columns)
 
-    def _advantages(self, rewards: Tensor, groups: Tensor) -> Tensor:
+    def _rewards(self, batch: Batch) -> Tensor:  # [B]
+        """What outputs earned, less the penalty for length; NaN for those that take no part."""
+        rewards = batch.columns["rewards"]
+        if self.overlong_margin:
+            limit = int(batch.columns["limit"][0])
+            rewards = rewards + overlong_penalty(batch.mask.sum(1), limit=limit, margin=self.overlong_margin)
+        return rewards.masked_fill(batch.columns["truncated"], torch.nan) if self.drop_truncated else rewards
+
+    def _advantages(self, batch: Batch, rewards: Tensor, beta: float) -> Tensor:  # [B], or [B, T] of "batch"
+        penalties = torch.zeros(batch.mask.shape, dtype=rewards.dtype)
+        if beta and self.kl == "reward":
+            penalties = beta * divergence(batch)
+        if self.estimator == "batch":  # a decision cannot help what was sampled before it
+            to_go = penalties.flip(1).cumsum(1).flip(1)
+            return whiten(rewards[:, None] - to_go, batch.mask)
+        rewards = rewards - penalties.sum(1)
         if self.estimator == "leave_one_out":
-            return leave_one_out(rewards, groups)
-        return group_relative(rewards, groups, divide_by_std=self.divide_by_std)
+            return leave_one_out(rewards, batch.groups)
+        compared = group_relative(rewards, batch.groups, divide_by_std=self.divide_by_std)
+        # Groups have mean 0 already: another shift would only tell long outputs from short ones.
+        return whiten(compared, centre=False) if self.estimator == "group_batch" else compared
 
     def counts(self, batch: Batch) -> Mapping[str, float]:
         decisions, outputs = float(batch.mask.sum()), float(len(batch))
@@ -177,131 +183,65 @@ class Reinforcement:
 
     def active(self, batch: Batch) -> list[int]:
         rows = batch.mask.any(1)
-        if not (self.beta or self.entropy):
-            rows = rows & (batch.columns["advantages"] != 0)
+        if not (self.entropy or (self.beta and self.kl == "loss")):
+            rows = rows & (batch.columns["advantages"] != 0).reshape(len(batch), -1).any(1)
         return rows.nonzero()[:, 0].tolist()
 
     def loss(self, scored: Scored, batch: Batch) -> list[Term]:
         mask = batch.mask.to(scored.log_probs.device)
         log_probs = select(scored.log_probs, mask)
-
-        def column(name: str) -> Tensor:
-            return select(batch.columns[name].to(log_probs), mask)
-
-        advantages = batch.columns["advantages"].to(log_probs)[:, None].expand_as(log_probs)
-        old = column("old_log_probs")
-        surrogate = clipped_surrogate_loss(log_probs, old, advantages, clip_low=self.clip_low, clip_high=self.clip_high)
-        watched = self._watched(log_probs.detach(), old, advantages, mask)
-        if "behavior_log_probs" in batch.columns:  # whether sampler and scorer agree
-            watched["sampler_gap"] = (log_probs.detach() - column("behavior_log_probs")).abs().sum()
-        if self.beta:
-            watched["kl_reference"] = _kl(log_probs.detach() - column("ref_log_probs")).sum()
-        ratios = {"ratio": Histogram.of((log_probs.detach() - old)[mask].exp(), RATIO_EDGES)}
-        terms = [Term("policy", self._total(surrogate, mask), metrics=watched, histograms=ratios)]
-        if self.beta:
-            terms.append(Term("kl", self._total(kl_penalty(log_probs, column("ref_log_probs")), mask), self.beta))
+        old, advantages = column(batch, "old_log_probs", log_probs), column(batch, "advantages", log_probs)
+        clips = {"clip_low": self.clip_low, "clip_high": self.clip_high}
+        losses = SURROGATES[self.surrogate](log_probs, old, advantages, mask, **clips)
+        if self.correction != "none":
+            losses = losses * column(batch, "correction", log_probs)
+        ratios = partial(_mean_ratio, mask=mask) if self.surrogate == "output" else torch.exp
+        told, histograms = watched(log_probs, batch, **clips, ratios=ratios)
+        terms = [Term("policy", self._total(losses, mask), metrics=told, histograms=histograms)]
+        if self.beta and self.kl == "loss":
+            penalties = kl_penalty(log_probs, column(batch, "ref_log_probs", log_probs))
+            beta = float(batch.columns["beta"][0]) if self.kl_target else self.beta
+            terms.append(Term("kl", self._total(penalties, mask), beta))
         if self.entropy:
             assert scored.entropy is not None
             terms.append(Term("entropy", self._total(scored.entropy, mask), -self.entropy))
         return terms
-
-    def _watched(self, log_probs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Sums over decisions: how far the policy is from the one that sampled, and which decisions are clipped."""
-        ratio = torch.exp(log_probs - old)
-        return {
-            "ratio": select(ratio, mask).sum(),
-            "clip_low": select((ratio < 1 - self.clip_low) & (advantages < 0), mask).double().sum(),
-            "clip_high": select((ratio > 1 + self.clip_high) & (advantages > 0), mask).double().sum(),
-            "kl_old": _kl(old - log_probs).sum(),
-        }
 
     def _total(self, values: Tensor, mask: Tensor) -> Tensor:
         per_output = mean_decisions(values, mask) if self.aggregate == "outputs" else sum_decisions(values, mask)
         return per_output.sum()
 
 
-def reinforcement(**settings: Any) -> Reinforcement:
-    """The objective of RFT; settings are those of `Reinforcement`."""
-    return Reinforcement(**settings)
+def reinforcement(method: Method | None = None, **settings: Any) -> Reinforcement:
+    """The objective of RFT: a method of `METHODS` by name, and settings of `Reinforcement` that go before its own.
+
+    Raises:
+        ConfigError: for a method that there is not.
+    """
+    if method is not None and method not in METHODS:
+        raise ConfigError(f"there is no method {method!r}; write one of {', '.join(METHODS)}")
+    return Reinforcement(**{**(METHODS[method] if method else {}), **settings})
 
 
-def _informative(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    names = {group: index for index, group in enumerate(dict.fromkeys(r.record.group for r in rollouts))}
-    groups = torch.tensor([names[rollout.record.group] for rollout in rollouts])
-    rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
-    useful = set(groups[informative(rewards, groups)].tolist())
-    return [rollout for rollout, group in zip(rollouts, groups.tolist(), strict=True) if group in useful]
+def _per_decision(log_probs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, **clips: float) -> Tensor:
+    return clipped_surrogate_loss(log_probs, old, advantages, **clips)
 
 
-def _behavior(rollouts: Sequence[Rollout], batch: Batch) -> Tensor:
-    missing = sum(rollout.record.behavior_log_probs is None for rollout in rollouts)
-    if missing:
-        raise MissingLogProbs(
-            f"{missing} of {len(rollouts)} records have no behavior_log_probs; record them when sampling"
-        )
-    return padded([rollout.record.behavior_log_probs or () for rollout in rollouts], batch.mask)
+def _per_output(log_probs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, **clips: float) -> Tensor:
+    return sequence_surrogate_loss(log_probs, old, advantages[:, 0], mask, **clips)
 
 
-def _measured(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
-    valid = rewards[~torch.isnan(rewards)]
-    lengths = [len(rollout.record.decisions or ()) for rollout in rollouts]
-    parts: dict[str, list[float]] = {}
-    for rollout in rollouts:
-        for name, value in rollout.score.parts.items():
-            parts.setdefault(f"rewards/{name}/mean", []).append(value)
-    chances = [value for rollout in rollouts for value in rollout.record.behavior_log_probs or ()]
-    return {
-        **{name: sum(values) / len(values) for name, values in parts.items()},
-        **({"sampled_entropy": -sum(chances) / len(chances)} if chances else {}),  # nats, an estimate without bias
-        "reward": float(valid.mean()) if len(valid) else float("nan"),
-        "reward_std": float(valid.std(unbiased=False)) if len(valid) else float("nan"),
-        "grader_errors": float(sum(bool(rollout.score.error) for rollout in rollouts)),
-        "completions/mean_length": sum(lengths) / max(1, len(lengths)),
-        "completions/clipped_ratio": sum(r.record.finish == "length" for r in rollouts) / max(1, len(rollouts)),
-        "num_tokens": float(sum(lengths)),
-    }
+def _weighed(log_probs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, **clips: float) -> Tensor:
+    return cispo_loss(log_probs, old, advantages, **clips)
 
 
-def _shown(rollout: Rollout) -> dict[str, Any]:
-    record, score = rollout.record, rollout.score
-    return {
-        "inputs": as_json(record.inputs),
-        "output": as_json(record.output),
-        "reward": score.value,
-        "error": score.error,
-        "reason": score.reason,
-        "parts": dict(score.parts),
-        "group": record.group,
-        "finish": record.finish,
-        "tokens": len(record.decisions or ()),
-    }
+def _mean_ratio(differences: Tensor, mask: Tensor) -> Tensor:  # [B, T] -> [B, T]
+    """One ratio per output, told at each of its decisions."""
+    return mean_decisions(differences, mask).exp()[:, None].expand(mask.shape)
 
 
-def _histograms(rollouts: Sequence[Rollout], longest: int) -> dict[str, Histogram]:
-    """How lengths and rewards are distributed; ranges of rewards are round, so that steps can be compared."""
-    lengths = torch.tensor([float(len(rollout.record.decisions or ())) for rollout in rollouts])
-    rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
-    rewards = rewards[torch.isfinite(rewards)]
-    found = {"length": Histogram.of(lengths, _edges(0.0, float(max(longest, 1))))}
-    if len(rewards):
-        low, high = min(0.0, float(rewards.min())), max(1.0, float(rewards.max()))
-        found["reward"] = Histogram.of(rewards, _edges(-_round_up(-low), _round_up(high)))
-    return found
-
-
-def _round_up(reach: float) -> float:
-    """The next of 0, 1, 2, 5, 10, 20 … that is not less, so that steps share their bins."""
-    if reach <= 1:
-        return 1.0 if reach > 0 else 0.0
-    base = 10.0 ** math.floor(math.log10(reach))
-    return next(base * factor for factor in (1, 2, 5, 10) if base * factor >= reach)
-
-
-def _edges(low: float, high: float) -> tuple[float, ...]:
-    return tuple(low + (high - low) * index / BINS for index in range(BINS + 1))
-
-
-def _kl(log_ratio: Tensor) -> Tensor:
-    """Schulman's k3 of each decision: not negative, and in expectation the KL divergence."""
-    return torch.exp(-log_ratio) - 1 + log_ratio
+SURROGATES: Mapping[Surrogate, Callable[..., Tensor]] = {
+    "decision": _per_decision,
+    "output": _per_output,
+    "cispo": _weighed,
+}

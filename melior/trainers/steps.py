@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -41,6 +41,10 @@ class Step:
     metrics: Mapping[str, float] = field(default_factory=dict)  # what collecting the step measured
     samples: Sequence[Mapping[str, Any]] = ()  # a few outputs a person would like to read
     histograms: Mapping[str, Histogram] = field(default_factory=dict)  # of what was collected
+    # Log-probs [B, T] under the reference, computed for an objective that asks; None: those of the policy's own start.
+    reference: Callable[[Batch], Tensor] | None = None
+    # What an objective's `prepare` carries to the next step's; the loop hands it on and keeps it in checkpoints.
+    memory: Mapping[str, float] = field(default_factory=dict)
 
     def with_columns(self, **columns: Tensor) -> Step:
         """The same step with columns added to its batch."""
@@ -49,6 +53,17 @@ class Step:
     def with_metrics(self, **metrics: float) -> Step:
         """The same step with metrics added."""
         return replace(self, metrics={**self.metrics, **metrics})
+
+    def with_reference(self, policy: Any) -> Step:
+        """The same step with column "ref_log_probs" [B, T]: what it has, or of the step's reference, or the policy's."""
+        if "ref_log_probs" in self.batch.columns:
+            return self
+        found = self.reference or policy.reference_log_probs
+        return self.with_columns(ref_log_probs=found(self.batch))
+
+    def with_memory(self, **memory: float) -> Step:
+        """The same step with numbers that the next step's `prepare` will find."""
+        return replace(self, memory={**self.memory, **memory})
 
 
 @dataclass(frozen=True)
