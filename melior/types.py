@@ -52,7 +52,8 @@ class Preference:
     chosen: Any
     rejected: Any
     probability: float = 1.0  # p(chosen > rejected); a tie is 0.5
-    margin: float = 0.0
+    margin: float = 0.0  # by which the chosen reward should exceed the rejected one
+    weight: float = 1.0
     id: str = ""
     group: str = ""
     item: Mapping[str, Any] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class Rated:
     inputs: Any
     output: Any
     rating: float
+    weight: float = 1.0
     id: str = ""
     group: str = ""
     item: Mapping[str, Any] = field(default_factory=dict)
@@ -103,6 +105,36 @@ class Image:
         """Short, and different for different pictures."""
         size = "×".join(map(str, self.shape)) if self.pixels else self.path
         return f"Image({size}, sha256 {self.sha256[:16] or 'unknown'})"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of an episode: what was observed and done at each of t steps, [t, D] as float32, step by step."""
+
+    steps: bytes
+    shape: tuple[int, int]  # t, D
+
+    def __post_init__(self) -> None:
+        t, width = self.shape
+        if t < 1 or width < 1 or len(self.steps) != 4 * t * width:
+            raise DataError(f"a segment of shape {self.shape} has {4 * t * width} bytes, got {len(self.steps)}")
+
+    @property
+    def sha256(self) -> str:
+        """Of the steps."""
+        return hashlib.sha256(self.steps).hexdigest()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        """Short, and different for different segments."""
+        return f"Segment({self.shape[0]}×{self.shape[1]}, sha256 {self.sha256[:16]})"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:  # [t, D]
+        import numpy as np
+
+        return np.frombuffer(self.steps, dtype=np.float32).reshape(self.shape).astype(dtype or np.float32)
 
 
 @dataclass(frozen=True)

@@ -194,13 +194,15 @@ class CausalBackbone:
         named = self.model.named_parameters()
         return ((name, p) for name, p in named if not self.adapted or "lora_" in name)
 
-    def digest(self) -> str:
+    def digest(self, *, adapter: bool = True) -> str:
         """Of the weights: `DIGEST_SAMPLES` of each tensor, evenly spaced, so that large models take no longer.
 
         Rounded to bfloat16, so that it is the same however the weights were loaded.
         """
         told = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict(keep_vars=True).items()):
+            if not adapter and "lora_" in name:
+                continue
             flat = tensor.detach().reshape(-1)
             sampled = flat[:: max(1, flat.numel() // DIGEST_SAMPLES)].to("cpu", torch.bfloat16)
             told.update(f"{name}{list(tensor.shape)}".encode())

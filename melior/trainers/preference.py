@@ -1,126 +1,273 @@
-"""learning from preferences (RLHF without a reward model): DPO over pairs of outputs"""
+"""objectives over pairs of outputs (RLHF without a reward model): DPO and its kin
+
+What they share stands in `Pairwise`; what sets one apart is its loss of a pair and the reward that it implies.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from melior.data.formats import fingerprint
-from melior.errors import ConfigError, DataError, ShapeError
-from melior.losses.preference import dpo_loss, implicit_reward
-from melior.masking import sum_decisions
-from melior.policies.base import LOG_PROBS, Batch, Scored, Want, score_all
-from melior.trainers.steps import Step, Term, digest, generator
-from melior.types import Demonstration, Preference
+from melior.errors import ConfigError, NeedsProbabilities
+from melior.losses.preference import (
+    dpo_loss,
+    implicit_reward,
+    ipo_loss,
+    odds_ratio_loss,
+    robust_dpo_loss,
+    simpo_loss,
+    smoothed,
+)
+from melior.policies.base import LOG_PROBS, Batch, Scored, Want
+from melior.trainers.pairs import HeldoutPairs, Pairs, Sides, encode_pairs
+from melior.trainers.steps import Step, Term
 
-WATCHED = ("accuracy", "margin", "chosen", "rejected")  # means over pairs
+__all__ = [
+    "Dpo",
+    "HeldoutPairs",
+    "Ipo",
+    "Orpo",
+    "Pairs",
+    "Pairwise",
+    "SimPo",
+    "dpo",
+    "encode_pairs",
+    "ipo",
+    "orpo",
+    "simpo",
+]
+
+WATCHED = ("accuracy", "margin", "chosen", "rejected")  # means over pairs, by weight
 
 
-class Pairs:
-    """Steps over preferences: `batch_size` pairs each, every pair once per epoch, in a new order each epoch.
+@dataclass(frozen=True)
+class Compared:
+    """The pairs of a micro-batch, as an objective's loss reads them; log-probs are sums or means over decisions."""
 
-    `dropped` counts pairs of which a side has nothing decided within the context. `reference` is a policy that encodes
-    as this one does; without it the policy speaks for what it was when it was made or loaded.
-    """
-
-    def __init__(
-        self,
-        policy: Any,
-        rows: Sequence[Preference],
-        *,
-        batch_size: int = 16,
-        epochs: int = 1,
-        seed: int = 0,
-        reference: Any = None,
-    ) -> None:
-        """Raises DataError if no pair has two sides to compare."""
-        self.batch, self.pairs, self.dropped = encode_pairs(policy, rows)
-        self.reference, self.content = reference, fingerprint(rows)
-        self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
-        self.members: dict[int, list[int]] = {}
-        for row, pair in enumerate(self.batch.groups.tolist()):
-            self.members.setdefault(pair, []).append(row)
+    chosen: Tensor  # [P] nats
+    rejected: Tensor  # [P]
+    ref_chosen: Tensor  # [P] 0 for objectives without a reference
+    ref_rejected: Tensor  # [P]
+    probability: Tensor  # [P] as labelled
+    margin: Tensor  # [P]
+    weight: Tensor  # [P]
 
     @property
-    def total(self) -> int:
-        return self.epochs * self.per_epoch
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps that show every pair once; the last one of an epoch may be smaller."""
-        return -(-len(self.pairs) // self.batch_size)
-
-    def __call__(self, index: int) -> Step:
-        epoch, position = divmod(index, self.per_epoch)
-        order = torch.randperm(len(self.pairs), generator=generator(self.seed, epoch)).tolist()
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-        batch = self.batch.select([row for pair in chosen for row in self.members[self.pairs[pair]]])
-        if self.reference is not None:
-            batch = batch.with_columns(ref_log_probs=score_all(self.reference, batch))
-        return Step(
-            batch, {"epoch": index / self.per_epoch, "decisions": float(batch.mask.sum()), "pairs": float(len(chosen))}
-        )
-
-    def fingerprint(self) -> str:
-        reference = "" if self.reference is None else self.reference.fingerprint()
-        shape = [int(self.batch.mask.sum()), len(self.pairs)]
-        return digest("pairs", self.content, shape, self.batch_size, self.epochs, self.seed, reference)
+    def log_probs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Those of both sides, policy and reference."""
+        return self.chosen, self.rejected, self.ref_chosen, self.ref_rejected
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dpo:
-    """Makes what people preferred likelier, and the other less likely, than the reference has them.
+class Pairwise:
+    """What all objectives over pairs do: a weighted mean over pairs, soft labels, margins, and what is watched.
 
-    Source: Rafailov et al. 2023, arXiv:2305.18290.
+    `label_smoothing` is the chance that a label is wrong; every label is as much less certain (conservative DPO). With
+    `nll` the chosen output is imitated too, by a mean over decisions, which keeps its likelihood from falling beside
+    the rejected one's. Where a label is soft, both sides are imitated in its proportion.
+
+    Source: of nll: Pang et al. 2024, arXiv:2404.19733, eq. 1.
     """
 
-    beta: float = 0.1  # how dear it is to leave the reference; .1 … .5 in the paper
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    nll: float = 0.0  # weight of the negative log-likelihood of what was chosen
+
+    referenced: ClassVar[bool] = True  # whether a reference is asked for
 
     def __post_init__(self) -> None:
         if not (self.beta > 0 and math.isfinite(self.beta)):
             raise ConfigError(f"beta must be above 0, got {self.beta}")
+        if not (self.nll >= 0 and math.isfinite(self.nll)):
+            raise ConfigError(f"nll is a weight from 0 on, got {self.nll}")
+        smoothed(1.0, self.label_smoothing)
+
+    # ------------------------------------------------------------------ what sets an objective apart
+
+    @property
+    def averaged(self) -> bool:
+        """Whether an output's log-prob is the mean over its decisions, not their sum."""
+        return False
+
+    @property
+    def share(self) -> float:
+        """Weight of the pairs' term in the loss."""
+        return 1.0
+
+    def losses(self, pairs: Compared) -> Tensor:  # [P]
+        """The loss of each pair."""
+        raise NotImplementedError
+
+    def rewards(self, pairs: Compared) -> tuple[Tensor, Tensor]:  # [P], [P]
+        """The implied reward of each pair's chosen and rejected output."""
+        chosen = implicit_reward(pairs.chosen, pairs.ref_chosen, beta=self.beta)
+        return chosen, implicit_reward(pairs.rejected, pairs.ref_rejected, beta=self.beta)
+
+    def believed(self, pairs: Compared) -> Any:  # [P]
+        """The labels, as certain as `label_smoothing` leaves them."""
+        return smoothed(pairs.probability, self.label_smoothing)
+
+    # ------------------------------------------------------------------ what the loop asks for
 
     @property
     def want(self) -> frozenset[Want]:
         return LOG_PROBS
 
     def prepare(self, step: Step, policy: Any) -> Step:
-        if "ref_log_probs" in step.batch.columns:
-            return step
-        return step.with_columns(ref_log_probs=policy.reference_log_probs(step.batch))
+        return step.with_reference(policy) if self.referenced else step
 
     def counts(self, batch: Batch) -> Mapping[str, float]:
-        return {"preference": float(len(batch.groups.unique()))}
+        """Pairs by weight, and decisions that are imitated by theirs."""
+        pairs = torch.unique(batch.groups, return_inverse=True)[1]
+        weights = torch.zeros(len(batch), dtype=torch.float64)
+        weights[pairs] = batch.columns["weight"].double()
+        imitated = (_shares(batch) * batch.mask.sum(1)).sum()
+        return {"preference": float(weights.sum()), "nll": float(imitated)}
 
     def active(self, batch: Batch) -> list[int]:
-        return list(range(len(batch)))
+        return (batch.columns["weight"] > 0).nonzero()[:, 0].tolist()
 
     def loss(self, scored: Scored, batch: Batch) -> list[Term]:
-        sides = _sides(scored.log_probs, batch)
-        references = _sides(batch.columns["ref_log_probs"].to(scored.log_probs), batch)
-        first = _first_rows(batch)
-        losses = dpo_loss(
-            *sides,
-            *references,
-            beta=self.beta,
-            probability=batch.columns["probability"][first].to(sides[0]),
-            margin=batch.columns["margin"][first].to(sides[0]),
-        )
-        return [Term("preference", losses.sum(), metrics=self._watched(sides, references))]
+        log_probs = scored.log_probs
+        pairs = self._compared(log_probs, batch)
+        total = (pairs.weight * self.losses(pairs)).sum()
+        terms = [Term("preference", total, self.share, metrics=self._watched(pairs))]
+        if self.nll:
+            shares = _shares(batch).to(log_probs)[:, None]
+            imitated = torch.where(batch.mask.to(log_probs.device), shares * log_probs, 0.0)
+            terms.append(Term("nll", -imitated.sum(), self.nll))
+        return terms
 
-    def _watched(self, sides: tuple[Tensor, Tensor], references: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Sums over pairs: of implicit rewards, and of pairs where the chosen output's is the higher."""
-        with torch.no_grad():
-            chosen = implicit_reward(sides[0], references[0], beta=self.beta)
-            rejected = implicit_reward(sides[1], references[1], beta=self.beta)
-            right = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
-            told = {"accuracy": right, "margin": chosen - rejected, "chosen": chosen, "rejected": rejected}
-            return {name: told[name].sum() for name in WATCHED}
+    def _compared(self, log_probs: Tensor, batch: Batch) -> Compared:
+        sides = Sides.of(batch)
+        reduce = sides.means if self.averaged else sides.sums
+        chosen, rejected = reduce(log_probs, batch.mask)
+        references = torch.zeros_like(chosen), torch.zeros_like(rejected)
+        if self.referenced:
+            references = reduce(batch.columns["ref_log_probs"].to(log_probs), batch.mask)
+        labels = (batch.columns[name][sides.first].to(chosen) for name in ("probability", "margin", "weight"))
+        return Compared(chosen, rejected, *references, *labels)
+
+    @torch.no_grad()
+    def _watched(self, pairs: Compared) -> dict[str, Tensor]:
+        """Weighted sums over pairs: of rewards, and of pairs whose rewards stand as people said; undecided is half."""
+        chosen, rejected = self.rewards(pairs)
+        agreed = torch.sign(chosen - rejected) * torch.sign(pairs.probability - 0.5)
+        told = {"accuracy": (1 + agreed) / 2, "margin": chosen - rejected, "chosen": chosen, "rejected": rejected}
+        return {name: (pairs.weight * told[name]).sum() for name in WATCHED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dpo(Pairwise):
+    """Makes what people preferred likelier, and the other less likely, than the reference has them.
+
+    `robust` corrects for flipped labels without bias; without it `label_smoothing` only makes labels less certain.
+    `length_normalised` compares means over decisions instead of sums, so that long outputs have no more say than short
+    ones; its rewards are smaller, so beta is larger (5 in the paper).
+
+    Source: Rafailov et al. 2023, arXiv:2305.18290; robust: Chowdhury et al. 2024, arXiv:2403.00409; length-normalised:
+    Lambert et al. 2024, arXiv:2411.15124, §5.
+    """
+
+    beta: float = 0.1  # how dear it is to leave the reference; .1 … .5 in the paper
+    robust: bool = False
+    length_normalised: bool = False
+
+    @property
+    def averaged(self) -> bool:
+        return self.length_normalised
+
+    def losses(self, pairs: Compared) -> Tensor:
+        if self.robust:
+            flipped, how = self.label_smoothing, {"probability": pairs.probability, "margin": pairs.margin}
+            return robust_dpo_loss(*pairs.log_probs, beta=self.beta, label_smoothing=flipped, **how)
+        return dpo_loss(*pairs.log_probs, beta=self.beta, probability=self.believed(pairs), margin=pairs.margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ipo(Pairwise):
+    """As DPO, but rewards are drawn to a finite gap, so that certain labels do not drive the policy ever farther.
+
+    `length_normalised` takes means over decisions, as TRL does and says that the paper's authors did; False takes the
+    sums that the paper writes.
+
+    Source: Azar et al. 2023, arXiv:2310.12036, eq. 17.
+    """
+
+    beta: float = 0.1  # the paper's tau: log-ratios are drawn 1 / (2 beta) apart
+    length_normalised: bool = True
+
+    @property
+    def averaged(self) -> bool:
+        return self.length_normalised
+
+    def losses(self, pairs: Compared) -> Tensor:
+        return ipo_loss(*pairs.log_probs, beta=self.beta, probability=self.believed(pairs), margin=pairs.margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimPo(Pairwise):
+    """Makes the mean log-prob of what people preferred exceed the other's by a margin; there is no reference.
+
+    So nothing holds the policy where it was but a small learning rate and, where wanted, `nll`.
+
+    Source: Meng et al. 2024, arXiv:2405.14734.
+    """
+
+    beta: float = 2.0  # 2 … 2.5 in the paper: means over decisions are small numbers
+    gamma: float = 1.0  # least margin of the rewards; 0.3 … 1.6 in the paper. TRL calls it simpo_gamma
+
+    referenced: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.gamma >= 0 and math.isfinite(self.gamma)):
+            raise ConfigError(f"gamma is a margin from 0 on, got {self.gamma}")
+
+    @property
+    def averaged(self) -> bool:
+        return True
+
+    def losses(self, pairs: Compared) -> Tensor:
+        labels = {"probability": self.believed(pairs), "margin": pairs.margin}
+        return simpo_loss(pairs.chosen, pairs.rejected, beta=self.beta, gamma=self.gamma, **labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orpo(Pairwise):
+    """Imitates what people preferred and sets its odds above the other's, in one stage and without a reference.
+
+    Source: Hong et al. 2024, arXiv:2403.07691, eq. 6.
+    """
+
+    beta: float = 0.1  # weight of the odds ratio's term, the paper's lambda
+    nll: float = 1.0
+
+    referenced: ClassVar[bool] = False
+
+    @property
+    def share(self) -> float:
+        """Weight of the odds ratio's term."""
+        return self.beta
+
+    @property
+    def averaged(self) -> bool:
+        return True
+
+    def prepare(self, step: Step, policy: Any) -> Step:
+        """Raises NeedsProbabilities where decisions have densities, which have no odds."""
+        if not policy.discrete:
+            raise NeedsProbabilities("ORPO compares odds, and this policy gives densities; train it with dpo()")
+        return step
+
+    def losses(self, pairs: Compared) -> Tensor:
+        labels = {"probability": self.believed(pairs), "margin": pairs.margin}
+        return odds_ratio_loss(pairs.chosen, pairs.rejected, **labels)
 
 
 def dpo(**settings: Any) -> Dpo:
@@ -128,83 +275,23 @@ def dpo(**settings: Any) -> Dpo:
     return Dpo(**settings)
 
 
-class HeldoutPairs:
-    """An evaluation for `fit`: loss, accuracy and margin of the implicit reward on pairs that never train."""
-
-    def __init__(self, policy: Any, rows: Sequence[Preference], objective: Dpo, *, reference: Any = None) -> None:
-        """Raises DataError if no pair has two sides to compare."""
-        batch, _, self.dropped = encode_pairs(policy, rows)
-        if reference is not None:
-            batch = batch.with_columns(ref_log_probs=score_all(reference, batch))
-        self.objective, self.batch = objective, objective.prepare(Step(batch), policy).batch
-
-    @torch.no_grad()
-    def __call__(self, policy: Any) -> Mapping[str, float]:
-        count = self.objective.counts(self.batch)["preference"]
-        totals = {"heldout_loss": 0.0, "heldout_accuracy": 0.0, "heldout_margin": 0.0}
-        for rows in policy.cut(self.batch):
-            part = self.batch.select(rows)
-            (term,) = self.objective.loss(policy.score(part), part)
-            totals["heldout_loss"] += float(term.total)
-            totals["heldout_accuracy"] += float(term.metrics["accuracy"])
-            totals["heldout_margin"] += float(term.metrics["margin"])
-        return {name: total / count for name, total in totals.items()}
+def ipo(**settings: Any) -> Ipo:
+    """The objective of IPO; settings are those of `Ipo`."""
+    return Ipo(**settings)
 
 
-def encode_pairs(policy: Any, rows: Sequence[Preference]) -> tuple[Batch, list[int], int]:
-    """All pairs as one batch whose groups are pairs, the pairs in it, and how many were dropped.
-
-    Columns: "chosen" [B] bool, "probability" [B] and "margin" [B] of each row's pair.
-
-    Raises:
-        DataError: if there are no pairs, a probability is none, or no pair has two sides to compare.
-    """
-    if not rows:
-        raise DataError("There are 0 preferences to learn from; add rows")
-    odd = sum(not (0 <= row.probability <= 1 and math.isfinite(row.margin)) for row in rows)
-    if odd:
-        raise DataError(f"{odd} of {len(rows)} preferences have a probability outside [0, 1] or a margin that is none")
-    sides = [Demonstration(row.inputs, output) for row in rows for output in (row.chosen, row.rejected)]
-    batch: Batch = policy.encode(sides)
-    owners = batch.columns["examples"]
-    decided = torch.zeros(len(sides), dtype=torch.long).index_add_(0, owners, batch.mask.sum(1))
-    complete = (decided.reshape(-1, 2) > 0).all(1)
-    pairs = complete.nonzero()[:, 0].tolist()
-    if not pairs:
-        raise DataError(f"None of {len(rows)} pairs has two sides with a decision within the context; shorten them")
-    pair = owners // 2
-    batch = replace(batch, groups=pair, whole=True).with_columns(
-        chosen=owners % 2 == 0,
-        probability=torch.tensor([row.probability for row in rows], dtype=torch.float64)[pair],
-        margin=torch.tensor([row.margin for row in rows], dtype=torch.float64)[pair],
-    )
-    return batch.select(complete[pair].nonzero()[:, 0].tolist()), pairs, len(rows) - len(pairs)
+def simpo(**settings: Any) -> SimPo:
+    """The objective of SimPO; settings are those of `SimPo`."""
+    return SimPo(**settings)
 
 
-def _sides(log_probs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:  # [P], [P]
-    """Log-probs of each pair's chosen and rejected output; a side of several turns is their sum.
-
-    Raises:
-        ShapeError: if a pair was parted.
-    """
-    _, index = torch.unique(batch.groups, return_inverse=True)
-    count = int(index.max()) + 1
-    index, chosen = index.to(log_probs.device), batch.columns["chosen"].to(log_probs.device)
-    present = torch.zeros(2 * count, dtype=torch.bool, device=log_probs.device)
-    place = 2 * index + (~chosen).long()
-    present[place] = True
-    if not bool(present.all()):
-        raise ShapeError(
-            f"{int((~present).sum())} of {count} pairs lack a side in a micro-batch; `cut` must keep groups whole"
-        )
-    totals = sum_decisions(log_probs, batch.mask.to(log_probs.device))
-    sums = torch.zeros(2 * count, dtype=totals.dtype, device=totals.device).index_add(0, place, totals)
-    return sums[0::2], sums[1::2]
+def orpo(**settings: Any) -> Orpo:
+    """The objective of ORPO; settings are those of `Orpo`."""
+    return Orpo(**settings)
 
 
-def _first_rows(batch: Batch) -> Tensor:  # [P]
-    """A row of each pair, in the order of `_sides`."""
-    pairs, index = torch.unique(batch.groups, return_inverse=True)
-    rows = torch.zeros(len(pairs), dtype=torch.long)
-    rows[index] = torch.arange(len(batch))
-    return rows
+def _shares(batch: Batch) -> Tensor:  # [B] float64
+    """How much each row is imitated: its pair's weight times the chance that its side is the better one."""
+    probability = batch.columns["probability"].double()
+    side = torch.where(batch.columns["chosen"], probability, 1 - probability)
+    return batch.columns["weight"].double() * side

@@ -55,7 +55,7 @@ class Step:
         return replace(self, metrics={**self.metrics, **metrics})
 
     def with_reference(self, policy: Any) -> Step:
-        """The same step with column "ref_log_probs" [B, T]: what it has, or of the step's reference, or the policy's."""
+        """The same step with column "ref_log_probs" [B, T]: its own, else the step's reference's, else the policy's."""
         if "ref_log_probs" in self.batch.columns:
             return self
         found = self.reference or policy.reference_log_probs
