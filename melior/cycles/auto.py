@@ -37,6 +37,7 @@ PATIENCE = 3  # validations without improvement
 SAMPLE = 512  # rows whose decisions are counted
 SWEEP_ROWS = 8  # of a step of the range test at most
 SAMPLED_STEPS = (20, 200)
+LOGGED = (32, 1024)  # logged rows of a step: the weights of a few say little, and few steps learn little
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def is_settled(recipe: Recipe) -> bool:
     """Whether nothing is left to choose."""
     automatic = [recipe.fit.learning_rate]
     automatic += [recipe.sft.batch_size, recipe.sft.epochs] if recipe.method == "sft" else []
+    automatic += [recipe.off_policy.batch_size] if recipe.method == "off_policy" else []
     return "auto" not in automatic and not (recipe.way.samples and recipe.fit.steps is None)
 
 
@@ -224,6 +226,12 @@ def _rewarded(recipe: Recipe, policy: Any, rows: Rows) -> Resolved:
         why = f"{len(rows.train)} tasks, {prompts} a step, are all seen once in {once}; between {least} and {most}"
         choices.append(Choice("fit.steps", steps, why))
         recipe = _with(recipe, "fit", steps=steps)
+    if recipe.method == "off_policy" and recipe.off_policy.batch_size == "auto":
+        fewest, most = LOGGED
+        size = max(fewest, min(most, len(rows.train) // UPDATES))
+        why = f"{len(rows.train):,} logged rows in {UPDATES} steps an epoch, of {fewest} to {most} rows"
+        choices.append(Choice("off_policy.batch_size", size, why))
+        recipe = _with(recipe, "off_policy", batch_size=size)
     if recipe.fit.learning_rate == "auto":
         pace = _pace(recipe, policy)
         rate = {"sft": pace.sft, "dpo": pace.dpo, "rft": pace.rft}[recipe.way.pace]

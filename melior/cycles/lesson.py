@@ -82,7 +82,7 @@ def _logs(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> tuple[
 
 
 def _preferences(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> tuple[Any, Any]:
-    settings = recipe.dpo
+    settings = recipe.section
     shown: dict[str, Any] = {"batch_size": settings.batch_size, "epochs": settings.epochs, "seed": recipe.seed}
     return Pairs(policy, rows.train, **shown), settings.objective
 
@@ -99,6 +99,9 @@ TAUGHT: Mapping[Method, Teaches] = {
     "rft": _rewards,
     "off_policy": _logs,
     "dpo": _preferences,
+    "ipo": _preferences,
+    "simpo": _preferences,
+    "orpo": _preferences,
     "awr": _ratings,
 }
 

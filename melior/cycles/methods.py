@@ -8,7 +8,7 @@ from typing import Literal
 
 from melior.data.formats import Kind
 
-Method = Literal["sft", "rft", "off_policy", "dpo", "awr"]
+Method = Literal["sft", "rft", "off_policy", "dpo", "ipo", "simpo", "orpo", "awr"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,5 +27,8 @@ WAYS: Mapping[Method, Way] = {
     "rft": Way(learns=("tasks",), source="rewards", pace="rft", samples=True, graded=True),
     "off_policy": Way(learns=("logged",), source="rewards", pace="rft", graded=True),
     "dpo": Way(learns=("preferences",), source="preferences", pace="dpo"),
+    "ipo": Way(learns=("preferences",), source="preferences", pace="dpo"),
+    "simpo": Way(learns=("preferences",), source="preferences", pace="dpo"),
+    "orpo": Way(learns=("preferences",), source="preferences", pace="sft"),
     "awr": Way(learns=("rated",), source="ratings", pace="sft"),
 }

@@ -15,7 +15,7 @@ from melior.policies import adapters
 from melior.rollouts.logged import Incomplete
 from melior.trainers.logged import OffPolicy
 from melior.trainers.loop import FitConfig
-from melior.trainers.preference import Dpo
+from melior.trainers.preference import Dpo, Ipo, Orpo, Pairwise, SimPo
 from melior.trainers.ratings import AdvantageWeighted
 from melior.trainers.reinforcement import Reinforcement
 from melior.trainers.supervised import Supervised
@@ -153,7 +153,7 @@ class Sft(Supervised):
 class FromLogs(OffPolicy):
     """Learning from logged decisions."""
 
-    batch_size: Count = 256  # large, since few of them earned anything
+    batch_size: Count | Auto = "auto"  # large where there are many, since few of them earned anything
     epochs: Count = 3
     incomplete: Incomplete = "refuse"  # rows without usable propensities; "drop" leaves them out and counts them
 
@@ -164,16 +164,38 @@ class FromLogs(OffPolicy):
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
-class FromPairs(Dpo):
-    """Learning from preferences."""
+class Shown:
+    """What all methods share that are shown pairs."""
 
     batch_size: Count = 16  # pairs of a step
     epochs: Count = 1
 
     @property
-    def objective(self) -> Dpo:
+    def objective(self) -> Pairwise:
         """The settings that are the objective's own."""
-        return Dpo(**{field.name: getattr(self, field.name) for field in fields(Dpo)})
+        own = next(kind for kind in type(self).__mro__ if kind.__module__ == Pairwise.__module__)
+        made: Pairwise = own(**{field.name: getattr(self, field.name) for field in fields(own)})
+        return made
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class FromPairs(Shown, Dpo):
+    """Learning from preferences."""
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class FromPairsIpo(Shown, Ipo):
+    """The same, towards a finite gap."""
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class FromPairsSimPo(Shown, SimPo):
+    """The same, without a reference."""
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class FromPairsOrpo(Shown, Orpo):
+    """Demonstrations and preferences at once, without a reference."""
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)

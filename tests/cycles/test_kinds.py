@@ -125,6 +125,9 @@ def test_a_cost_matrix_moves_decisions_to_what_costs_less(tmp_path: Path, runs: 
     [
         ("off_policy", "logged", {"off_policy": {"batch_size": 32, "epochs": 20}}),
         ("dpo", "preferences", {"dpo": {"epochs": 5}}),
+        ("ipo", "preferences", {"ipo": {"epochs": 5}}),
+        ("simpo", "preferences", {"simpo": {"epochs": 5}}),
+        ("orpo", "preferences", {"orpo": {"epochs": 5}}),
         ("awr", "rated", {"awr": {"epochs": 10}}),
     ],
 )
@@ -139,7 +142,13 @@ def test_logs_pairs_and_ratings_teach_what_demonstrations_judge(
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [("sft", "demonstrations"), ("off_policy", "logged"), ("dpo", "preferences"), ("awr", "rated")],
+    [
+        ("sft", "demonstrations"),
+        ("off_policy", "logged"),
+        ("dpo", "preferences"),
+        ("orpo", "preferences"),
+        ("awr", "rated"),
+    ],
 )
 def test_every_method_can_be_planned(tmp_path: Path, store: Store, method: str, kind: str) -> None:
     asked: dict[str, Any] = {"train": write_jsonl(tmp_path / "rows.jsonl", decisions(kind, 60))}
@@ -262,7 +271,8 @@ def test_slates_are_learnt_from_logs_with_points_for_events(tmp_path: Path, runs
         off_policy={"epochs": 1},
         fit={"learning_rate": 0.001},
     )
-    assert outcome.before.grader == outcome.after.grader == "events" and outcome.steps == 2
+    assert outcome.before.grader == outcome.after.grader == "events"
+    assert outcome.steps == 9 and "off_policy.batch_size = 52" in outcome.choices[0]
 
 
 # ---------------------------------------------------------------------- what people get wrong

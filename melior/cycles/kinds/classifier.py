@@ -29,7 +29,7 @@ from melior.types import Demonstration, Preference, Rated, Record, Sampling, Tas
 ACCURACY = "accuracy"  # what evaluations call it, in the place of a grader's name
 # Networks from random weights take Adam's usual rate (arXiv:1412.6980); encoders that know something already a
 # twentieth of it (arXiv:1810.04805, appendix A.3).
-FRESH = Pace(what="fresh networks", sft=1e-3, limits=(1e-4, 1e-2), rft=3e-4, dpo=3e-4)
+FRESH = Pace(what="fresh networks", sft=1e-3, limits=(1e-4, 1e-2), rft=3e-4, dpo=1e-3)
 TRAINED = Pace(what="pre-trained encoders", sft=5e-5, limits=(5e-6, 1e-3), rft=1e-5, dpo=1e-5)
 
 
