@@ -8,15 +8,18 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from melior.data.readers.arrays import read_arrays
 from melior.data.readers.delimited import read_delimited
+from melior.data.readers.json_lines import read_jsonl
+from melior.data.readers.json_values import read_json
 from melior.data.readers.rows import Line, Problem
 from melior.durable import durable_folder, verify_folder
 from melior.errors import DataError, MeliorError
@@ -24,9 +27,10 @@ from melior.outbound import Limits, Outbound
 from melior.types import Image
 
 Row = Mapping[str, Any]
-Adapt = Callable[[Row], Row]
+Adapt = Callable[[Row], Row | None]
 MOST_BYTES = 64 << 20  # of one file: the largest known one has 4 MB
 PATIENCE_S = 120.0  # for a file of a few megabytes over a slow line
+READ: Mapping[str, Callable[[Path], Iterator[Line | Problem]]] = {".json": read_json, ".jsonl": read_jsonl}
 LEVELS = 16  # of a digit's pixels in scikit-learn
 
 
@@ -44,20 +48,44 @@ class Part:
     split: str = ""  # of the arrays inside
     names: tuple[str, ...] = ()  # of the columns, where the file has no header
     delimiter: str | None = None  # of the file at its public home
+    more: tuple[Part, ...] = ()  # files whose rows follow
 
 
 def rows_of(part: Part, name: str) -> Iterator[Line | Problem]:
-    """The rows of a part, from the first of its places.
+    """The rows of a part and of the files behind it, each from the first of its places.
 
     Raises:
         DataError: if there is none.
     """
-    path = place_of(part, name)
+    rows = [_rows_of_one(one, place) for one, place in zip((part, *part.more), places_of(part, name), strict=True)]
+    return rows[0] if len(rows) == 1 else _numbered(rows)
+
+
+def places_of(part: Part, name: str) -> list[Path | None]:
+    """The files of a part, as `place_of` finds each.
+
+    Raises:
+        DataError: if one is nowhere and cannot be fetched.
+    """
+    names = [name, *(f"{name}-{number}" for number in range(2, len(part.more) + 2))]
+    return [place_of(one, called) for one, called in zip((part, *part.more), names, strict=True)]
+
+
+def _rows_of_one(part: Part, path: Path | None) -> Iterator[Line | Problem]:
     if path is None:
         return SHIPPED[part.shipped]()
     if path.suffix == ".npz":
         return read_arrays(path, part.split)
+    suffixes = [suffix for suffix in path.suffixes if suffix in READ]
+    if suffixes:
+        return READ[suffixes[-1]](path)
     return read_delimited(path, part.delimiter if path.suffix == ".data" else None, part.names)
+
+
+def _numbered(files: Sequence[Iterator[Line | Problem]]) -> Iterator[Line | Problem]:
+    """The rows of several files, counted through."""
+    for number, found in enumerate(chain.from_iterable(files), start=1):
+        yield replace(found, number=number) if isinstance(found, Line) else replace(found, line=number)
 
 
 def place_of(part: Part, name: str) -> Path | None:
@@ -100,6 +128,8 @@ def fetch(part: Part, target: Path, most_bytes: int = MOST_BYTES) -> None:
         DataError: if it cannot be had, is too large, or is not the file that was published.
     """
     kept = f"put the file into {data_folder() / part.file}" if part.file else "install what ships it"
+    if not part.url:
+        raise DataError(f"{part.file or target.name} is on no public server; {kept}, or take another split")
     try:
         with Outbound(Limits(timeout_s=PATIENCE_S, max_bytes=most_bytes)) as client:
             content = client.get(part.url)
@@ -201,3 +231,38 @@ def impression(row: Row) -> Row:
         "events": [{"type": "click", "item": item}] if clicked else [],
         "time": str(row["timestamp"]),
     }
+
+
+NO_CONTEXT = "The context of this turn was not published."  # six rows of Taskmaster have none
+ROLES = {"agent": "assistant", "user": "user", "api": "tool"}  # of Taskmaster
+
+
+def rated_turn(row: Row) -> Row:
+    """One turn of an order-taking agent, what was said before it, and whether people called it good.
+
+    Calls of the shop's interface and its answers are JSON text, the latter by the role "tool". No dialogue id joins
+    turns of one dialogue, so turns whose customer opens with the same words belong together.
+    """
+    before = json.loads(row["context"])
+    messages = [{"role": ROLES[turn["role"]], "content": _said(turn)} for turn in before]
+    opening = next((turn["text"].strip().lower() for turn in before if turn["role"] == "user"), NO_CONTEXT)
+    output = json.loads(row["generation"])
+    return {
+        "prompt": messages or [{"role": "system", "content": NO_CONTEXT}],
+        "completion": _said(output),
+        "label": bool(row["reward"]),
+        "group": sha256(opening.encode()).hexdigest()[:16],
+        "call": "api" in output,
+        "conversation": row["conversation_id"],
+    }
+
+
+def answered_pair(row: Row) -> Row | None:
+    """A pair of HH-RLHF; None where one of the two answers is empty, so that it cannot be shown or learnt."""
+    return None if any(str(row[side]).rstrip().endswith("Assistant:") for side in ("chosen", "rejected")) else row
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    """The text of a turn; a call or its answer as JSON."""
+    told = next(turn[kind] for kind in ("text", "api", "response") if kind in turn)
+    return told if isinstance(told, str) else json.dumps(told)

@@ -26,6 +26,28 @@ ZENODO = "https://zenodo.org/records/10519652/files"
 POLYAI = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/master/banking_data"
 OPEN_BANDIT = "https://raw.githubusercontent.com/st-tech/zr-obp/master/obp/dataset/obd"
 
+HH_RLHF = "https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/main"
+TASKMASTER = "https://raw.githubusercontent.com/google-research-datasets/Taskmaster/master/TM-4-2024/reward"
+SEGMENT_PAIRS = (
+    "https://raw.githubusercontent.com/jhejna/inverse-preference-learning/main/datasets/preference_transformer"
+)
+
+PACKED = 6  # files of Taskmaster's rewards that are kept compressed; the last is not
+TASKMASTER_PARTS = tuple(
+    Part(
+        file=f"taskmaster_reward/tm4_reward_{number:02d}.json{'.gz' if number < PACKED else ''}",
+        url=f"{TASKMASTER}/reward_{number:02d}.json",
+    )
+    for number in range(PACKED + 1)
+)
+BY_PEOPLE = (("human", "train"), ("human", "eval"))
+SEGMENT_SETS = (  # name, folder, environment, how many pairs, who labelled which part
+    ("hopper", "pref_mujoco_human", "hopper-medium-expert-v2", "num100", (*BY_PEOPLE, ("script", "train"))),
+    ("walker2d", "pref_mujoco_human", "walker2d-medium-expert-v2", "num100", (*BY_PEOPLE, ("script", "train"))),
+    ("can", "pref_robomimic_human", "Can", "num100_q50", BY_PEOPLE),
+    ("lift", "pref_robomimic_human", "Lift", "num100_q50", BY_PEOPLE),
+)
+
 GERMAN = (
     "status_of_existing_checking_account",
     "duration_in_month",
@@ -67,7 +89,7 @@ class KnownSet:
     cite: str
     parts: Mapping[str, Part]  # by split; "all" where there is one
     reading: Reading = field(default_factory=Reading)
-    adapt: Adapt | None = None  # rows as they are published → rows of a format, the same from wherever they come
+    adapt: Adapt | None = None  # rows as they are published → rows of a format, from wherever; None leaves one out
 
 
 SETS: tuple[KnownSet, ...] = (
@@ -208,6 +230,41 @@ SETS: tuple[KnownSet, ...] = (
         },
         adapt=known_parts.without_first_column,
     ),
+    KnownSet(
+        name="hh-rlhf-harmless",
+        about="1,154 pairs of answers (sample), of which people chose the less harmful; content can be offensive",
+        licence="MIT",
+        cite="Bai et al. 2022, arXiv:2204.05862",
+        parts={
+            "sample": Part(file="hh_rlhf_harmless/pairs.jsonl.gz"),
+            "train": Part(file="hh_rlhf_harmless/train.jsonl.gz", url=f"{HH_RLHF}/harmless-base/train.jsonl.gz"),
+        },
+        adapt=known_parts.answered_pair,
+    ),
+    KnownSet(
+        name="taskmaster-reward",
+        about="3,228 turns of an agent that takes orders for coffee, called good (86 %) or bad by people",
+        licence="CC BY 4.0",
+        cite="PERL, Sidahmed et al. 2024, arXiv:2403.10704 (Taskmaster-4)",
+        parts={"all": replace(TASKMASTER_PARTS[0], more=TASKMASTER_PARTS[1:])},
+        adapt=known_parts.rated_turn,
+    ),
+    *(
+        KnownSet(
+            name=f"{short}-preferences",
+            about=f"pairs of segments of {name} (observations and actions), which people, or returns, preferred",
+            licence="MIT",
+            cite="Kim et al. 2023, arXiv:2303.00957; Hejna and Sadigh 2023, arXiv:2305.15363",
+            parts={
+                f"{who}-{part}": Part(
+                    file=f"{folder}/{name}_{count}_{who}_{part}.npz",
+                    url=f"{SEGMENT_PAIRS}/{name}/{count}_{who}_{part}.npz",
+                )
+                for who, part in labelled
+            },
+        )
+        for short, folder, name, count, labelled in SEGMENT_SETS
+    ),
 )
 BY_NAME: Mapping[str, KnownSet] = {known.name: known for known in SETS}
 
@@ -235,19 +292,22 @@ def known_rows(source: str) -> Iterator[Line | Problem]:
     known = known_set(source)
     split = chosen_split(list(known.parts), source.partition("@")[2], KNOWN + known.name)
     for line in known_parts.rows_of(known.parts[split], f"{known.name}-{split}"):
-        if isinstance(line, Line) and known.adapt:
-            line = replace(line, row=known.adapt(line.row))
-        yield line
+        if not isinstance(line, Line) or known.adapt is None:
+            yield line
+        elif (row := known.adapt(line.row)) is not None:
+            yield replace(line, row=row)
 
 
 def pull(source: str) -> dict[str, Path | None]:
     """Where each split of a known data set lies, fetched where it is nowhere; None is one that a package computes.
 
+    Of a split in several files, the first.
+
     Raises:
         DataError: if one cannot be had.
     """
     known = known_set(source)
-    return {split: known_parts.place_of(part, f"{known.name}-{split}") for split, part in known.parts.items()}
+    return {split: known_parts.places_of(part, f"{known.name}-{split}")[0] for split, part in known.parts.items()}
 
 
 def described(source: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from melior.data import known_parts
@@ -21,6 +22,7 @@ from melior.data.formats.rows import Reading
 from melior.data.known_parts import Part, fetch, place_of, rows_of
 from melior.data.known_sets import SETS, described, known_set
 from melior.data.readers import Line
+from melior.data.splits import input_key
 from melior.errors import CheckpointError, DataError
 
 CSV = b"1,2\n3,4\n"
@@ -107,8 +109,9 @@ def test_every_set_says_what_may_be_done_with_it() -> None:
     assert len({known.name for known in SETS}) == len(SETS)
     for known in SETS:
         assert known.about and known.licence and known.cite and known.parts
-        for part in known.parts.values():
-            assert part.shipped or part.url.startswith("https://")
+        homes = [(part.shipped, part.url) for one in known.parts.values() for part in (one, *one.more)]
+        assert any(shipped or url for shipped, url in homes)
+        assert all(url.startswith("https://") for _, url in homes if url)
     assert described("known:digits")["name"] == "known:digits"
 
 
@@ -145,6 +148,47 @@ def test_real_sets_are_whole(name: str) -> None:
     found = read_examples(f"known:{name}")
     assert len(found) == rows and not found.problems
     assert Counter(row.output for row in found.rows)[label] == count
+
+
+def test_preferences_and_ratings_of_people_are_whole() -> None:
+    if not (known_parts.data_folder() / "hh_rlhf_harmless").is_dir():
+        pytest.skip("needs the data of MELIOR_DATA")
+    answers = read_examples("known:hh-rlhf-harmless@sample", "preferences")
+    assert len(answers) == 1154 and not answers.problems  # 1,156, of which two have an empty answer
+    turns = read_examples("known:taskmaster-reward", "rated")
+    assert len(turns) == 3228 and sum(row.rating for row in turns.rows) == 2775
+    assert turns.rows[-1].id == "known:taskmaster-reward:3228"
+    contexts: dict[str, set[str]] = {}
+    for row in turns.rows:
+        contexts.setdefault(input_key(row), set()).add(row.group)
+    assert len(contexts) == 2254 and all(len(groups) == 1 for groups in contexts.values())
+
+
+@pytest.mark.parametrize(("name", "speed"), [("hopper", 5), ("walker2d", 8)])
+def test_scripted_labels_prefer_the_faster_segment(name: str, speed: int) -> None:
+    """Returns of these robots are mostly their speed, so labels that are read the wrong way round would be seen."""
+    if not (known_parts.data_folder() / "pref_mujoco_human").is_dir():
+        pytest.skip("needs the data of MELIOR_DATA")
+    rows = read_examples(f"known:{name}-preferences@script-train", "preferences").rows
+    faster = [np.asarray(row.chosen)[:, speed].sum() > np.asarray(row.rejected)[:, speed].sum() for row in rows]
+    assert len(rows) == 100 and sum(faster) >= 99
+    people = read_examples(f"known:{name}-preferences@human-train", "preferences").rows
+    same = {frozenset((row.chosen, row.rejected)) for row in rows}
+    assert same == {frozenset((row.chosen, row.rejected)) for row in people}
+    assert {row.probability for row in people} == {1.0, 0.5}
+
+
+def test_files_of_one_part_are_read_one_after_the_other(served: dict[str, bytes]) -> None:
+    home = served[""].decode()
+    served["/a.json"], served["/b.jsonl"] = b'[{"n": 1}, {"n": 2}]', b'{"n": 3}'
+    part = Part(url=f"{home}/a.json", more=(Part(url=f"{home}/b.jsonl"),))
+    assert [(line.number, line.row["n"]) for line in rows_of(part, "two") if isinstance(line, Line)] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+    ]
+    with pytest.raises(DataError, match="on no public server"):
+        place_of(Part(file="rows.csv"), "rows")
 
 
 def test_impressions_of_the_open_bandit_are_logged_slates() -> None:

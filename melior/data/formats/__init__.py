@@ -4,7 +4,7 @@ demonstrations   messages (OpenAI) · prompt-completion · text (TRL) · alpaca 
                  classification · argilla-demonstration · label-studio-demonstration · table · image-label · decision
 tasks            messages-task (OpenAI) · prompt (TRL) · bedrock-task · decision-task
 preferences      openai-preference · prompt-preference · preference (TRL) · argilla-preference ·
-                 label-studio-preference · decision-preference
+                 label-studio-preference · decision-preference · segment-preference
 rated            rated · prompt-completion-label (TRL) · argilla-rating · label-studio-rating · decision-rating
 logged           logged: what a policy decided, how probable that was, and what came of it
 

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from melior.types import Image, Item
+import numpy as np
+
+from melior.types import Image, Item, Segment
 
 
 def fingerprint(rows: Iterable[Any]) -> str:
@@ -36,14 +38,20 @@ def canonical(value: Any) -> str:
 
 
 def as_json(inputs: Any) -> Any:
-    """Inputs or an output of any policy as JSON has them, for files that people read; pictures by their hash."""
+    """Inputs or an output of any policy as JSON has them, for people; pictures and segments by their hash."""
     return json.loads(json.dumps(inputs, default=_plain))
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no word for: a mapping, or one of the nouns of `melior.types`; pictures by their hash."""
+    """What JSON has no word for: a mapping, a noun of `melior.types`; pictures and arrays by their hash."""
     if isinstance(value, Image):  # the same picture in two folders is one
         return f"Image(sha256 {value.sha256})" if value.sha256 else repr(value)
+    if isinstance(value, Segment):
+        return repr(value)
     if isinstance(value, Item):  # its id says what it is, not which line it came from
         return {**_content(value), "id": value.id}
+    if isinstance(value, np.ndarray):  # of a trajectory: long, so by its hash
+        return f"array {value.dtype.str}{list(value.shape)} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if isinstance(value, np.generic):
+        return value.item()
     return _content(value) if is_dataclass(value) else dict(value)

@@ -13,6 +13,7 @@ from melior.data.formats import (
     label_studio,
     openai,
     pictures,
+    segments,
     sharegpt,
     tables,
     trl,
@@ -34,6 +35,7 @@ FORMATS: tuple[Format, ...] = (
     *tables.FORMATS,
     *pictures.FORMATS,
     *decisions.FORMATS,
+    *segments.FORMATS,
 )
 BY_NAME: Mapping[str, Format] = {format.name: format for format in FORMATS}
 SHOWN = 6  # sets of columns that an error lists, those that share most with the row first

@@ -1,4 +1,4 @@
-"""rows of .npz archives: an array of pictures and an array of their labels
+"""rows of .npz archives: an array of pictures and an array of their labels, or pairs of segments
 
 Source: MedMNIST v2, Yang et al. 2023 (`train_images`, `train_labels`); Keras' digits (`x_train`, `y_train`).
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from melior.data.readers.choices import chosen_split
 from melior.data.readers.rows import Line, Problem
+from melior.data.readers.segments import holds_pairs, segment_pairs
 from melior.errors import DataError
 from melior.types import Image
 
@@ -28,7 +29,9 @@ CHANNELS = (1, 3, 4)
 
 
 def read_arrays(path: str | Path, split: str = "") -> Iterator[Line | Problem]:
-    """One row per picture, `{"image": Image, "label": …}`, counted from 1; no pickled array is ever loaded.
+    """One row per picture, `{"image": Image, "label": …}`, or per pair of segments; no pickled array is ever loaded.
+
+    They are counted from 1.
 
     Raises:
         DataError: if the file cannot be read, its arrays are no pictures and labels, or there are several splits and
@@ -37,6 +40,9 @@ def read_arrays(path: str | Path, split: str = "") -> Iterator[Line | Problem]:
     path = Path(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
+            if holds_pairs(archive.files):
+                yield from segment_pairs(archive, str(path))
+                return
             pairs = _pairs(archive.files)
             if not pairs:
                 found = ", ".join(archive.files) or "no array"

@@ -19,6 +19,7 @@ from melior.errors import DataError
 from melior.types import Demonstration, Preference, Rated, Task
 
 OTHERS = ("table", "image-label", "decision", "decision-task", "decision-preference", "decision-rating", "logged")
+OTHERS += ("segment-preference",)
 TEXTS = [format for format in FORMATS if format.name not in OTHERS]  # the others: test_decision_round_trips.py
 words = st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=12)
 texts = words.filter(lambda text: bool(text.strip()) and text.lstrip()[0] not in "[{")
