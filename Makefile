@@ -19,6 +19,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tests/check_house.py
+	$(BIN)/python tests/check_papers.py
 
 bench: $(STAMP)
 	$(BIN)/melior pull smollm2-135m-instruct

@@ -116,7 +116,10 @@ def switched(weights: Tensor, *, limit: float) -> Tensor:
 def direct_method(
     expected: Tensor,  # [B] what a reward model expects of the policy in question
 ) -> Tensor:  # [B]
-    """The reward model's word, unweighted: no variance to speak of, and all of the model's bias."""
+    """The reward model's word, unweighted: no variance to speak of, and all of the model's bias.
+
+    Source: Dudík, Langford & Li 2011, arXiv:1103.4601, §2.1.
+    """
     return expected
 
 
