@@ -2,7 +2,8 @@
 
 Per node of a forest: 4 FLOPs for each frozen weight (forward, and the gradient of the input; 2 without a gradient), 6
 for each weight of the adapter, 12 · layers · heads · width per key that it sees; per state the head reads, 4 · hidden
-size · vocabulary (2 without a gradient). Only what an answer needs is counted: padding of attention blocks is not.
+size · vocabulary (2 without a gradient). A reference pass counts without the adapter.
+Only what an answer needs is counted: padding of attention blocks is not.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Work:
             size, keys = len(tokens), float(positions.sum()) + len(tokens)
             times = 3 if self.training else 1
             frozen = 4 if self.training else 2
-            self.flops += size * (frozen * self.frozen + 2 * times * self.adapter) + times * self.per_key * keys
+            adapter = self.adapter if adapting(self.backbone) else 0.0
+            self.flops += size * (frozen * self.frozen + 2 * times * adapter) + times * self.per_key * keys
             if self.training:
                 self.nodes += size
             else:
@@ -55,6 +57,14 @@ class Work:
 
         self.backbone.body = counted_body
         head.logits = counted_logits
+
+
+def adapting(backbone: Any) -> bool:
+    """Whether the adapter is on: a reference pass leaves it out."""
+    layers = (
+        module for module in backbone.inner.modules() if isinstance(getattr(module, "disable_adapters", None), bool)
+    )
+    return not any(layer.disable_adapters for layer in layers)
 
 
 def matrices(backbone: Any) -> list[tuple[int, int, int]]:

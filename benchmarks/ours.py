@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pairs
 import torch
 import workload
 from limit import Work, peak
@@ -17,13 +20,13 @@ from workload import Clock, Workload, check_groups, reward, tell
 from melior.policies.language import LanguagePolicy
 from melior.trainers.loop import FitConfig, fit
 from melior.trainers.steps import Step
-from melior.types import Demonstration, Record, Sampling, Score, Task
+from melior.types import Demonstration, Preference, Record, Sampling, Score, Task
 
 
 def main() -> None:
     """Runs one job."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("job", choices=["prepare", "sft", "grpo", "replay", "peak", "profile"])
+    parser.add_argument("job", choices=["prepare", "sft", "dpo", "reward", "grpo", "replay", "peak", "profile"])
     parser.add_argument("--workload", required=True)
     parser.add_argument("--order", choices=["given", "length"], default="given")
     parser.add_argument("--steps", type=int, default=1)
@@ -39,6 +42,10 @@ def main() -> None:
     work = Workload.read(args.workload)
     if args.job == "sft":
         sft(work, args.order, args.steps, clock)
+    elif args.job == "dpo":
+        dpo(work, args.steps, clock)
+    elif args.job == "reward":
+        reward_model(work, args.steps, clock)
     elif args.job == "grpo":
         grpo(work, args.steps, clock)
     elif args.job == "replay":
@@ -71,7 +78,33 @@ def prepare(file: Path) -> None:
     for name in workload.PROMPTS:
         (row,) = reasoning_demonstrations(name, 1, seed=workload.SEED + 1)
         prompts.append({"inputs": row.inputs, "context": policy.renderer.context(row.inputs)})
-    Workload(str(resolve(workload.MODEL)), str(adapter), [rows[place] for place in order], prompts).write(file)
+    told, found = pairs.preferences(workload.SEED)
+    head = torch.randn(policy.state_size, generator=torch.Generator().manual_seed(workload.SEED)) * workload.HEAD_STD
+    Workload(
+        model=str(resolve(workload.MODEL)),
+        adapter=str(adapter),
+        rows=[rows[place] for place in order],
+        prompts=prompts,
+        pairs=list(islice((pair for pair in map(policy_pair(policy), found) if short(pair)), workload.MOST_PAIRS)),
+        pairs_from=told,
+        reward_head=head.tolist(),
+    ).write(file)
+
+
+def policy_pair(policy: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What adds to a pair the ids that both sides train."""
+
+    def with_ids(pair: dict[str, Any]) -> dict[str, Any]:
+        chosen, rejected = (policy.renderer.turn(pair["inputs"], pair[side]) for side in ("chosen", "rejected"))
+        ids = {"context": chosen.context, "chosen_ids": chosen.decisions, "rejected_ids": rejected.decisions}
+        return {**pair, **ids}
+
+    return with_ids
+
+
+def short(pair: dict[str, Any]) -> bool:
+    """Whether neither side is cut."""
+    return len(pair["context"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) <= workload.LONGEST
 
 
 class InOrder:
@@ -109,7 +142,7 @@ def sft(work: Workload, order: str, steps: int, clock: Clock) -> None:
     from melior.trainers.supervised import Supervised
 
     rows = work.rows[: steps * workload.BATCH]
-    chosen = Workload(work.model, work.adapter, rows, work.prompts)
+    chosen = replace(work, rows=rows)
     chosen = chosen.by_length() if order == "length" else chosen
     policy = LanguagePolicy.load(work.adapter)
     counted = Work(policy)
@@ -117,6 +150,66 @@ def sft(work: Workload, order: str, steps: int, clock: Clock) -> None:
     clock.begin()
     run = fit(policy, stream, Supervised(), config(), on_step=lambda *_: clock.tick())
     report(clock, run, counted, rows=len(rows), tokens=chosen.tokens, padded=policy.backbone.padded_tokens)
+
+
+class PairsInOrder:
+    """Steps over pairs as they stand, as `Pairs` would make them of a shuffled epoch."""
+
+    def __init__(self, encoded: Any, found: Sequence[dict[str, Any]]) -> None:
+        batch, kept, dropped = encoded
+        assert not dropped and batch.groups.tolist() == [number // 2 for number in range(2 * len(kept))]
+        for row, (context, decided) in enumerate(zip(batch.inputs, batch.outputs, strict=True)):
+            pair, side = found[row // 2], "rejected_ids" if row % 2 else "chosen_ids"
+            assert [*context, *decided[0]] == pair["context"] + pair[side], "both sides must train the same ids"
+        self.batch, self.total = batch, len(kept) // workload.PAIRS
+
+    def __call__(self, index: int) -> Step:
+        return Step(self.batch.select(range(2 * index * workload.PAIRS, 2 * (index + 1) * workload.PAIRS)))
+
+    def fingerprint(self) -> str:
+        return "pairs in order"
+
+
+def preference_rows(work: Workload, steps: int) -> tuple[list[dict[str, Any]], list[Preference]]:
+    """The pairs of so many steps, with their ids and as melior's rows."""
+    found = work.pairs[: steps * workload.PAIRS]
+    return found, [Preference(pair["inputs"], pair["chosen"], pair["rejected"]) for pair in found]
+
+
+def dpo(work: Workload, steps: int, clock: Clock) -> None:
+    """Preferences, reference log-probs computed within each step as on the other side."""
+    from melior.trainers.pairs import encode_pairs
+    from melior.trainers.preference import Dpo
+
+    policy = LanguagePolicy.load(work.adapter)
+    counted = Work(policy)
+    found, rows = preference_rows(work, steps)
+    stream = PairsInOrder(encode_pairs(policy, rows), found)
+    clock.begin()
+    run = fit(policy, stream, Dpo(beta=workload.BETA), config(), on_step=lambda *_: clock.tick())
+    tokens = sum(map(workload.pair_tokens, found))
+    report(clock, run, counted, rows=len(rows), tokens=tokens, padded=policy.backbone.padded_tokens)
+
+
+def reward_model(work: Workload, steps: int, clock: Clock) -> None:
+    """A reward model on the language model's states, from the head that the other side starts from."""
+    from melior.policies.reward_model import RewardModel
+    from melior.trainers.pairs import encode_pairs
+    from melior.trainers.reward_model import bradley_terry
+
+    policy = LanguagePolicy.load(work.adapter)
+    counted = Work(policy)
+    model = RewardModel.on(policy)
+    with torch.no_grad():
+        model.heads.weight.copy_(torch.tensor([work.reward_head]))
+    found, rows = preference_rows(work, steps)
+    batch, *others = encode_pairs(model, rows)
+    batch = batch.with_columns(heads=torch.zeros(len(batch), dtype=torch.long))
+    stream = PairsInOrder((batch, *others), found)
+    clock.begin()
+    run = fit(model, stream, bradley_terry(), config(), on_step=lambda *_: clock.tick())
+    tokens = sum(map(workload.pair_tokens, found))
+    report(clock, run, counted, rows=len(rows), tokens=tokens, padded=policy.backbone.padded_tokens)
 
 
 class Hashed:
@@ -211,21 +304,25 @@ def report(clock: Clock, run: Any, counted: Work, **found: Any) -> None:
 
 def profile(work: Workload) -> None:
     """Prints where one step of each job spends its time, as JSON."""
+    from melior.trainers.pairs import encode_pairs
+    from melior.trainers.preference import Dpo
     from melior.trainers.reinforcement import Rollouts
     from melior.trainers.supervised import Supervised
 
     policy = LanguagePolicy.load(work.adapter)
+    found, preferred = preference_rows(work, 1)
     policy.renderer.stop_ids = frozenset()
     sampling = Sampling(n=workload.GROUP, max_tokens=workload.COMPLETION, temperature=1.0, seed=workload.SEED)
     tasks = [Task(prompt["inputs"]) for prompt in work.prompts]
     tables = {}
     for job, stream, aim in (
         ("sft", InOrder(policy, work.rows[: workload.BATCH]), Supervised()),
+        ("dpo", PairsInOrder(encode_pairs(policy, preferred), found), Dpo(beta=workload.BETA)),
         ("grpo", Rollouts(policy, tasks, Hashed(), sampling, prompts=len(tasks)), objective()),
     ):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as watched:
             fit(policy, stream, aim, config(steps=1))
-        events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)
+        events = sorted(watched.key_averages(), key=lambda event: -event.self_cpu_time_total)
         total = sum(event.self_cpu_time_total for event in events)
         tables[job] = [
             {

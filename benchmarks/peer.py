@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -26,12 +27,18 @@ GRPO = {
     "plain": {"gradient_checkpointing": False, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 8},
     "wide": {"gradient_checkpointing": False, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 4},
 }
+PREFERENCE = {  # of 8 pairs a step
+    "default": {"gradient_checkpointing": True, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+    "plain": {"gradient_checkpointing": False, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+    "sorted": {"gradient_checkpointing": False, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+    "single": {"gradient_checkpointing": False, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+}
 
 
 def main() -> None:
     """Runs one job under one setting."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("job", choices=["sft", "grpo"])
+    parser.add_argument("job", choices=["sft", "dpo", "reward", "grpo"])
     parser.add_argument("setting")
     parser.add_argument("--workload", required=True)
     parser.add_argument("--steps", type=int, required=True)
@@ -46,7 +53,7 @@ def main() -> None:
     clock = Clock(args.started)
     work = Workload.read(args.workload)
     with tempfile.TemporaryDirectory() as folder:
-        (sft if args.job == "sft" else grpo)(work, args.setting, args.steps, clock, folder)
+        JOBS[args.job](work, args.setting, args.steps, clock, folder)
 
 
 def sft(work: Workload, setting: str, steps: int, clock: Clock, folder: str) -> None:
@@ -56,7 +63,7 @@ def sft(work: Workload, setting: str, steps: int, clock: Clock, folder: str) -> 
 
     rows = work.rows[: steps * workload.BATCH]
     if setting == "sorted":
-        rows = Workload(work.model, work.adapter, rows, work.prompts).by_length().rows
+        rows = replace(work, rows=rows).by_length().rows
     data = Dataset.from_list(
         [
             {
@@ -86,6 +93,108 @@ def sft(work: Workload, setting: str, steps: int, clock: Clock, folder: str) -> 
         **watch.curves(),
         **versions(),
     )
+
+
+def dpo(work: Workload, setting: str, steps: int, clock: Clock, folder: str) -> None:
+    """Preferences, as documented: the base model and the adapter's settings go in, the reference is the adapter off."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    found, tokenizer = pairs(work, setting, steps), AutoTokenizer.from_pretrained(work.model)
+    sides = ("chosen", "rejected")
+    rows = [{"prompt": pair["inputs"], **{side: answer(pair[side]) for side in sides}} for pair in found]
+    config = DPOConfig(
+        **common(folder),
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        max_length=1024,
+        loss_type=["sigmoid"],
+        beta=workload.BETA,
+        label_smoothing=0.0,
+        precompute_ref_log_probs=False,
+        **PREFERENCE[setting],
+    )
+    watch = watcher(clock)
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32),
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=LoraConfig.from_pretrained(work.adapter),
+        callbacks=[watch],
+    )
+    # Rendered by the trainer, a side also decides the line break behind the template's last token: 1 id is left out.
+    for pair, row in zip(found, trainer.train_dataset, strict=True):
+        same = row["prompt_ids"] == pair["context"]
+        assert same and all(row[f"{side}_ids"][: len(pair[f"{side}_ids"])] == pair[f"{side}_ids"] for side in sides)
+    names = {"prompt_ids": "context", "chosen_ids": "chosen_ids", "rejected_ids": "rejected_ids"}
+    given = [{theirs: pair[ours] for theirs, ours in names.items()} for pair in found]
+    trainer.train_dataset = Dataset.from_list(given)
+    start_from(trainer.model, work.adapter)
+    trainer.train()
+    tell(clock, rows=len(found), tokens=sum(map(workload.pair_tokens, found)), **watch.curves(), **versions())
+
+
+def reward_model(work: Workload, setting: str, steps: int, clock: Clock, folder: str) -> None:
+    """Rewards of sequences that are read at their last token. The padding token is one that ends no sequence."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from trl import RewardConfig, RewardTrainer
+
+    found, tokenizer = pairs(work, setting, steps), AutoTokenizer.from_pretrained(work.model)
+    tokenizer.pad_token = "<|endoftext|>"  # by default it is <|im_end|>, and the token before the last would be read
+    assert all(pair[side][-1] != tokenizer.pad_token_id for pair in found for side in ("chosen_ids", "rejected_ids"))
+    rows = [{side: pair["context"] + pair[side] for side in ("chosen_ids", "rejected_ids")} for pair in found]
+    config = RewardConfig(
+        **common(folder),
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        max_length=1024,
+        center_rewards_coefficient=None,
+        **PREFERENCE[setting],
+    )
+    lora = LoraConfig.from_pretrained(work.adapter)
+    lora.task_type, lora.modules_to_save = "SEQ_CLS", ["score"]
+    watch = watcher(clock)
+    trainer = RewardTrainer(
+        model=AutoModelForSequenceClassification.from_pretrained(work.model, num_labels=1, dtype=torch.float32),
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=lora,
+        callbacks=[watch],
+    )
+    start_from(trainer.model, work.adapter)
+    with torch.no_grad():
+        trainer.model.base_model.model.score.modules_to_save["default"].weight.copy_(torch.tensor([work.reward_head]))
+    trainer.train()
+    tell(clock, rows=len(found), tokens=sum(map(workload.pair_tokens, found)), **watch.curves(), **versions())
+
+
+def pairs(work: Workload, setting: str, steps: int) -> list[dict[str, Any]]:
+    """The pairs of so many steps, in their order or from long to short."""
+    found = work.pairs[: steps * workload.PAIRS]
+    return sorted(found, key=lambda pair: -workload.pair_tokens(pair)) if setting == "sorted" else found
+
+
+def answer(text: str) -> list[dict[str, str]]:
+    """A side as messages."""
+    return [{"role": "assistant", "content": text}]
+
+
+def start_from(model: Any, adapter: str) -> None:
+    """Puts the shared adapter's weights into the adapter that the trainer made."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    found = set_peft_model_state_dict(model, load_file(f"{adapter}/adapter_model.safetensors"))
+    lacking = [name for name in found.missing_keys if "lora_" in name]
+    assert not lacking and not found.unexpected_keys, f"the adapter does not fit: {lacking}, {found.unexpected_keys}"
 
 
 def grpo(work: Workload, setting: str, steps: int, clock: Clock, folder: str) -> None:
@@ -214,6 +323,8 @@ def versions() -> dict[str, Any]:
     """Of the packages that do the work."""
     return {"versions": {name: version(name) for name in ("trl", "torch", "transformers", "peft")}}
 
+
+JOBS = {"sft": sft, "dpo": dpo, "reward": reward_model, "grpo": grpo}
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ GENERATORS = (  # of reasoning-gym: short and long questions, short and long ans
 )
 PROMPTS = GENERATORS[2:18:2]  # one prompt of each for reinforcement: 8
 BATCH = 16  # rows of one supervised step
+PAIRS = 8  # preference pairs of one step: TRL's default
+MOST_PAIRS = 64  # that are prepared
+LONGEST = 512  # tokens of a pair's side; what the other side would cut or leave out is not measured
+HEAD_STD = 0.02  # of the reward head both sides start from
+BETA = 0.1  # of DPO: both sides' default
 GROUP = 8  # completions per prompt
 COMPLETION = 32  # tokens, exactly: no side may end early
 LORA_RANK, LORA_ALPHA = 16, 32
@@ -38,6 +43,9 @@ class Workload:
     adapter: str  # folder of the untrained adapter both sides start from
     rows: list[dict[str, Any]]  # {"inputs", "output", "context": ids, "decisions": ids}
     prompts: list[dict[str, Any]]  # {"inputs", "context": ids}
+    pairs: list[dict[str, Any]]  # {"inputs", "chosen", "rejected", "context": ids, "chosen_ids", "rejected_ids"}
+    pairs_from: str  # whose preferences they are
+    reward_head: list[float]  # [D] the reward head both sides start from
 
     @property
     def tokens(self) -> int:
@@ -46,8 +54,7 @@ class Workload:
 
     def by_length(self) -> Workload:
         """The same rows from long to short, so that the first step shows the largest memory."""
-        ordered = sorted(self.rows, key=lambda row: -len(row["context"]) - len(row["decisions"]))
-        return Workload(self.model, self.adapter, ordered, self.prompts)
+        return replace(self, rows=sorted(self.rows, key=lambda row: -len(row["context"]) - len(row["decisions"])))
 
     def write(self, file: Path) -> None:
         """As JSON."""
@@ -57,6 +64,11 @@ class Workload:
     def read(cls, file: str | Path) -> Workload:
         """What `write` wrote."""
         return cls(**json.loads(Path(file).read_text()))
+
+
+def pair_tokens(pair: dict[str, Any]) -> int:
+    """Tokens of a pair's two sides, without padding; the prompt counts twice."""
+    return 2 * len(pair["context"]) + len(pair["chosen_ids"]) + len(pair["rejected_ids"])
 
 
 def reward(ids: Sequence[int]) -> float:
