@@ -129,7 +129,10 @@ def encode_pairs(policy: Any, rows: Sequence[Preference]) -> tuple[Batch, list[i
         name: torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64)
         for name in ("probability", "margin", "weight")
     }
-    return paired(policy, sides, labels)
+    batch, pairs, dropped = paired(policy, sides, labels)
+    if not pairs:
+        raise DataError(f"None of {len(rows)} pairs has two sides with a decision within the context; shorten them")
+    return batch, pairs, dropped
 
 
 def paired(
@@ -137,18 +140,12 @@ def paired(
     sides: Sequence[tuple[Demonstration | Record, Demonstration | Record]],  # chosen and rejected; one or more
     labels: Mapping[str, Tensor],  # [P] each: probability, margin, weight
 ) -> tuple[Batch, list[int], int]:
-    """As `encode_pairs`, of sides that may be records, whose decisions are kept as they were sampled.
-
-    Raises:
-        DataError: if no pair has two sides to compare.
-    """
+    """As `encode_pairs`, of sides that may be records, whose decisions stay as they were sampled; all may be dropped."""
     batch: Batch = policy.encode([side for pair in sides for side in pair])
     owners = batch.columns["examples"]
     decided = torch.zeros(2 * len(sides), dtype=torch.long).index_add_(0, owners, batch.mask.sum(1))
     complete = (decided.reshape(-1, 2) > 0).all(1)
     pairs = complete.nonzero()[:, 0].tolist()
-    if not pairs:
-        raise DataError(f"None of {len(sides)} pairs has two sides with a decision within the context; shorten them")
     pair = owners // 2
     batch = replace(batch, groups=pair, whole=True)
     columns = {name: values[pair] for name, values in labels.items()}

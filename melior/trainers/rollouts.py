@@ -75,7 +75,7 @@ class Rollouts:
         drawn: list[Rollout] = []
         rounds = 0
         for rounds in range(1 + self.resample):
-            fresh = self._round(index * (1 + self.resample) + rounds)
+            fresh = self.outputs(index * (1 + self.resample) + rounds)
             drawn += fresh
             kept += fresh if not self.resample else _informative(fresh)
             if len(kept) >= self.prompts * self.sampling.n or not self.resample:
@@ -83,7 +83,8 @@ class Rollouts:
         rollouts = kept[: self.prompts * self.sampling.n] or drawn[: self.prompts * self.sampling.n]
         return self._step(rollouts, drawn, rounds + 1)
 
-    def _round(self, number: int) -> list[Rollout]:
+    def outputs(self, number: int) -> list[Rollout]:
+        """The graded outputs of draw `number`, a group after the other."""
         rollouts = collect(self.policy, self._draw(number), self.grader, self.sampling, step=number)
         self.failures.add([rollout.score for rollout in rollouts])
         return rollouts
@@ -111,9 +112,9 @@ class Rollouts:
             columns["behavior_log_probs"] = _behavior(rollouts, batch)
         if (earned := _earned(rollouts, batch)) is not None:
             columns["decision_rewards"] = earned
-        samples = [_shown(rollout) for rollout in rollouts[: self.sampling.n]]
-        metrics = {**_measured(drawn), "rounds": float(rounds)}
-        return Step(batch.with_columns(**columns), metrics, samples, _histograms(drawn, self.sampling.max_tokens))
+        samples = [shown(rollout) for rollout in rollouts[: self.sampling.n]]
+        metrics = {**measured(drawn), "rounds": float(rounds)}
+        return Step(batch.with_columns(**columns), metrics, samples, histograms(drawn, self.sampling.max_tokens))
 
 
 def _informative(rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -145,7 +146,8 @@ def _earned(rollouts: Sequence[Rollout], batch: Batch) -> Tensor | None:  # [B, 
     return padded(found, batch.mask) if fits and graded else None
 
 
-def _measured(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def measured(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """A step's metrics of what was drawn: rewards, their parts, lengths, errors of graders."""
     rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
     valid = rewards[~torch.isnan(rewards)]
     lengths = [len(rollout.record.decisions or ()) for rollout in rollouts]
@@ -166,7 +168,8 @@ def _measured(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def _shown(rollout: Rollout) -> dict[str, Any]:
+def shown(rollout: Rollout) -> dict[str, Any]:
+    """An output as people read it."""
     record, score = rollout.record, rollout.score
     return {
         "inputs": as_json(record.inputs),
@@ -181,7 +184,7 @@ def _shown(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def _histograms(rollouts: Sequence[Rollout], longest: int) -> dict[str, Histogram]:
+def histograms(rollouts: Sequence[Rollout], longest: int) -> dict[str, Histogram]:
     """How lengths and rewards are distributed; ranges of rewards are round, so that steps can be compared."""
     lengths = torch.tensor([float(len(rollout.record.decisions or ())) for rollout in rollouts])
     rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
