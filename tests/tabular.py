@@ -34,6 +34,7 @@ Output = tuple[int, ...]
 class Tabular:
     """Decides up to `length` numbers below `vocabulary`; number 0 ends an output if `stops`."""
 
+    kind = "tabular"
     discrete = True
 
     def __init__(
@@ -62,6 +63,9 @@ class Tabular:
 
     def parameters(self) -> Iterator[Tensor]:
         yield self.logits
+
+    def candidates(self) -> Iterator[tuple[str, Any]]:
+        yield "logits", self.logits
 
     def state(self) -> State:
         return {"logits": self.logits.detach()}
@@ -113,7 +117,23 @@ class Tabular:
         return batch
 
     def score(self, batch: Batch, want: frozenset[Want] = LOG_PROBS) -> Scored:
-        return self._score(self.logits, batch, Want.ENTROPY in want, Want.CANDIDATES in want)
+        scored = self._score(self.logits, batch, Want.ENTROPY in want, Want.CANDIDATES in want)
+        return replace(scored, states=self._states(batch)) if Want.STATES in want else scored
+
+    @property
+    def state_size(self) -> int:
+        return len(self.rows) * (self.starts[-1] + self.size**self.length)
+
+    def _states(self, batch: Batch) -> Tensor:  # [B, T + 1, D]
+        """One-hot: a place of its own for every input and everything decided so far."""
+        width = batch.mask.shape[1]
+        decided = torch.zeros(len(batch), width + 1, dtype=torch.long)
+        for row, (output, _) in enumerate(batch.outputs):
+            decided[row, : len(output[:width])] = torch.tensor(output[:width], dtype=torch.long)
+        places = self._nodes(decided) + torch.tensor(batch.inputs)[:, None] * (self.state_size // len(self.rows))
+        states = torch.nn.functional.one_hot(places, self.state_size).to(self.logits)
+        known = torch.arange(width + 1) <= batch.mask.sum(1, keepdim=True)
+        return torch.where(known[:, :, None], states, 0.0)
 
     @torch.no_grad()
     def likeliest(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
