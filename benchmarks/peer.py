@@ -123,7 +123,7 @@ def dpo(work: Workload, setting: str, steps: int, clock: Clock, folder: str) -> 
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=LoraConfig.from_pretrained(work.adapter),
+        peft_config=LoraConfig.from_pretrained(work.adapter, inference_mode=False),
         callbacks=[watch],
     )
     # Rendered by the trainer, a side also decides the line break behind the template's last token: 1 id is left out.
@@ -158,7 +158,7 @@ def reward_model(work: Workload, setting: str, steps: int, clock: Clock, folder:
         center_rewards_coefficient=None,
         **PREFERENCE[setting],
     )
-    lora = LoraConfig.from_pretrained(work.adapter)
+    lora = LoraConfig.from_pretrained(work.adapter, inference_mode=False)
     lora.task_type, lora.modules_to_save = "SEQ_CLS", ["score"]
     watch = watcher(clock)
     trainer = RewardTrainer(
@@ -169,9 +169,9 @@ def reward_model(work: Workload, setting: str, steps: int, clock: Clock, folder:
         peft_config=lora,
         callbacks=[watch],
     )
-    start_from(trainer.model, work.adapter)
-    with torch.no_grad():
-        trainer.model.base_model.model.score.modules_to_save["default"].weight.copy_(torch.tensor([work.reward_head]))
+    head = torch.tensor([work.reward_head])
+    start_from(trainer.model, work.adapter, **{"base_model.model.score.weight": head})
+    assert torch.equal(trainer.model.base_model.model.score.modules_to_save["default"].weight, head)
     trainer.train()
     tell(clock, rows=len(found), tokens=sum(map(workload.pair_tokens, found)), **watch.curves(), **versions())
 
@@ -187,12 +187,12 @@ def answer(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def start_from(model: Any, adapter: str) -> None:
-    """Puts the shared adapter's weights into the adapter that the trainer made."""
+def start_from(model: Any, adapter: str, **others: Any) -> None:
+    """Puts the shared adapter's weights, and others, into the adapter that the trainer made."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    found = set_peft_model_state_dict(model, load_file(f"{adapter}/adapter_model.safetensors"))
+    found = set_peft_model_state_dict(model, {**load_file(f"{adapter}/adapter_model.safetensors"), **others})
     lacking = [name for name in found.missing_keys if "lora_" in name]
     assert not lacking and not found.unexpected_keys, f"the adapter does not fit: {lacking}, {found.unexpected_keys}"
 

@@ -118,9 +118,11 @@ def measure(job: str, args: argparse.Namespace, peer: Path, file: Path) -> dict[
 
 
 def losses_gap(runs: dict[str, list[dict[str, Any]]]) -> float:
-    """The largest difference of a step's loss between melior and TRL's defaults, in nats; both see the same rows."""
-    ours, theirs = (runs[side][0]["losses"] for side in ("melior", "default"))
-    return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    """The largest difference of a step's loss, in nats, or of its gradient norm, as a share; both see the same rows."""
+    ours, theirs = (runs[side][0] for side in ("melior", "default"))
+    losses = [abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)]
+    norms = [abs(a - b) / a for a, b in zip(ours["grad_norms"], theirs["grad_norms"], strict=True)]
+    return max(losses + norms)
 
 
 def norms_gap(runs: dict[str, list[dict[str, Any]]], args: argparse.Namespace, file: Path) -> float:
@@ -219,8 +221,8 @@ def page(
             lines.append(f"| {job} | {side} | {spent} | {memory:.2f} | {cold(measured):.1f} | {losses} |")
     lines += [
         "",
-        "Same work: the losses of the steps differ from TRL's by at most "
-        + ", ".join(f"{results[job]['agreement']:.1g} nats ({job})" for job in found if job != "grpo")
+        "Same work: losses, in nats, and gradient norms, as a share, differ from TRL's in every step by at most "
+        + ", ".join(f"{results[job]['agreement']:.1g} ({job})" for job in found if job != "grpo")
         + "; on completions that TRL drew, the norm of melior's GRPO gradient differs by "
         f"{results['grpo']['agreement']:.1g} of it. {shared(found)} The share of peak counts only what was computed.",
         "",
