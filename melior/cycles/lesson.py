@@ -16,6 +16,7 @@ from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
 from melior.errors import ConfigError, DataError
+from melior.policies.values import ActorCritic
 from melior.trainers.logged import Logged
 from melior.trainers.loop import FitConfig
 from melior.trainers.overfitting import FittingGap
@@ -32,6 +33,7 @@ T = TypeVar("T")
 class Lesson:
     """The arguments of `fit`."""
 
+    trainable: Any  # the policy, or what trains it and more
     steps: Any
     objective: Any
     config: FitConfig
@@ -48,12 +50,13 @@ def lesson(
     """
     recipe = resolved.recipe
     every = recipe.evaluate.every
-    config = replace(recipe.fit.config, folder=folder, evaluate_every=every, rates=freeze(recipe, policy))
-    steps, objective = TAUGHT[recipe.method](recipe, policy, rows, measures)
+    trainable = ActorCritic.make(policy, detach=not recipe.ppo.shared) if recipe.method == "ppo" else policy
+    config = replace(recipe.fit.config, folder=folder, evaluate_every=every, rates=freeze(recipe, trainable))
+    steps, objective = TAUGHT[recipe.method](recipe, trainable, rows, measures)
     evaluation: Any = measures if every else None
     if recipe.method == "sft" and every:
         evaluation = _Watch(policy, rows, measures, graded=asked.evaluate.every is not None)
-    return Lesson(steps, objective, config, evaluation)
+    return Lesson(trainable, steps, objective, config, evaluation)
 
 
 def _demonstrations(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> tuple[Any, Any]:
@@ -72,6 +75,13 @@ def _rewards(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> tup
         raise ConfigError("rft learns from a grader's rewards, and there is none; write grader:")
     how: dict[str, Any] = {"prompts": recipe.rft.prompts, "resample": recipe.rft.resample, "seed": recipe.seed}
     return Rollouts(policy, rows.train, measures.reward, recipe.rollouts, **how), recipe.rft.objective
+
+
+def _values(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> tuple[Any, Any]:
+    if measures.reward is None:
+        raise ConfigError("ppo learns from a grader's rewards, and there is none; write grader:")
+    how: dict[str, Any] = {"prompts": recipe.ppo.prompts, "seed": recipe.seed}
+    return Rollouts(policy, rows.train, measures.reward, recipe.rollouts, **how), recipe.ppo.objective
 
 
 def _logs(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> tuple[Any, Any]:
@@ -97,6 +107,7 @@ Teaches = Callable[[Recipe, Any, Rows, Measures], tuple[Any, Any]]  # → steps 
 TAUGHT: Mapping[Method, Teaches] = {
     "sft": _demonstrations,
     "rft": _rewards,
+    "ppo": _values,
     "off_policy": _logs,
     "dpo": _preferences,
     "ipo": _preferences,

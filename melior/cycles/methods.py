@@ -8,7 +8,7 @@ from typing import Literal
 
 from melior.data.formats import Kind
 
-Method = Literal["sft", "rft", "off_policy", "dpo", "ipo", "simpo", "orpo", "awr"]
+Method = Literal["sft", "rft", "off_policy", "dpo", "ipo", "simpo", "orpo", "awr", "ppo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,5 +30,6 @@ WAYS: Mapping[Method, Way] = {
     "ipo": Way(learns=("preferences",), source="preferences", pace="dpo"),
     "simpo": Way(learns=("preferences",), source="preferences", pace="dpo"),
     "orpo": Way(learns=("preferences",), source="preferences", pace="sft"),
+    "ppo": Way(learns=("tasks",), source="rewards", pace="rft", samples=True, graded=True),
     "awr": Way(learns=("rated",), source="ratings", pace="sft"),
 }

@@ -92,7 +92,7 @@ def plan_run(
     held = memory.held()  # before anything is measured: what a pass frees, the allocator keeps for a while
     kind = measures.kind
     counted = kind.counts(policy, rows, recipe, taught.steps)
-    sizes = _sizes(policy, taught)
+    sizes = _sizes(taught)
     free = memory.available()
     fits = free is None or sizes["gradient_bytes"] + sizes["optimizer_bytes"] < CAUTIOUS * free
     clock = _clock(policy, taught, rows, recipe, measures, total) if fits else _Clock()
@@ -142,8 +142,9 @@ def dry_run(recipe: Recipe, store: Store) -> Plan:
 # ---------------------------------------------------------------------- counting
 
 
-def _sizes(policy: Any, taught: Lesson) -> dict[str, Any]:
+def _sizes(taught: Lesson) -> dict[str, Any]:
     """Bytes that follow from the parameters alone."""
+    policy = taught.trainable
     groups = policy.parameter_groups(Rates(1.0, taught.config.weight_decay, taught.config.rates))
     trained = sum(p.numel() * p.element_size() for group in groups for p in group.parameters)
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
@@ -179,9 +180,9 @@ class _Clock:
 def _clock(policy: Any, taught: Lesson, rows: Rows, recipe: Recipe, measures: Measures, total: int) -> _Clock:
     if not recipe.way.samples:
         indices = range(min(total, COUNTED_STEPS))
-        batches = [taught.objective.prepare(taught.steps(index), policy).batch for index in indices]
+        batches = [taught.objective.prepare(taught.steps(index), taught.trainable).batch for index in indices]
         parts = [part for batch in batches for part in _parts(policy, batch, taught.config.micro_batch)]
-        pace, spread, kept = _timed(policy, taught.objective, parts)
+        pace, spread, kept = _timed(taught.trainable, taught.objective, parts)
         nodes = math.fsum(map(policy.cost, parts)) / len(batches)
         update = _update_seconds(policy, taught)
         evaluating = _evaluation_seconds(policy, rows, recipe, measures, pace, taught, total)
@@ -271,7 +272,7 @@ def _loss(policy: Any, objective: Any, part: Batch) -> torch.Tensor:
 
 def _update_seconds(policy: Any, taught: Lesson) -> float:
     """Seconds of an optimizer step, by what it must read and write: seven times what trains, at the copy's speed."""
-    trained = _sizes(policy, taught)["gradient_bytes"]
+    trained = _sizes(taught)["gradient_bytes"]
     probe = torch.ones(1 << 22)
     probe.clone()
     started = time.perf_counter()

@@ -31,10 +31,12 @@ from melior.policies import adapters
 from melior.policies.classifier import Classifier
 from melior.policies.freezing import check_preset, factors_of
 from melior.policies.slate import Slate
+from melior.trainers.alarms import Alarms
 from melior.types import Sampling
 
 SERVED = {"n": 1, "temperature": 0.0}  # classifiers and slates are served greedily where nobody says otherwise
 GROUP = 8  # outputs of one prompt where a method that samples is not told: as GRPO has it, arXiv:2402.03300
+PASSES = 4  # of ppo over each step's outputs, where nobody says otherwise: as InstructGPT has it, arXiv:2203.02155
 
 # Said once, elsewhere: these fields of a section's class are no keys of the recipe.
 WITHHELD = {
@@ -65,8 +67,10 @@ class Recipe:
     ipo: sections.FromPairsIpo = Field(default_factory=sections.FromPairsIpo)
     simpo: sections.FromPairsSimPo = Field(default_factory=sections.FromPairsSimPo)
     orpo: sections.FromPairsOrpo = Field(default_factory=sections.FromPairsOrpo)
+    ppo: sections.ByPpo = Field(default_factory=sections.ByPpo)
     awr: sections.FromRatings = Field(default_factory=sections.FromRatings)
     fit: sections.Fit = Field(default_factory=sections.Fit)
+    alarms: Alarms = Field(default_factory=Alarms)
     evaluate: sections.Evaluate = Field(default_factory=sections.Evaluate)
     gate: sections.Gate = Field(default_factory=sections.Gate)
     save: sections.Save = Field(default_factory=sections.Save)
@@ -99,6 +103,8 @@ class Recipe:
             )
         if self.evaluate.temperature == 0 and self.evaluate.n != 1:
             raise ConfigError(f"evaluate.temperature=0 is one output per row, so n must be 1, got {self.evaluate.n}")
+        if self.alarms.heldout and self.evaluate.every is None:
+            raise ConfigError(f"alarms.heldout={self.alarms.heldout!r} is never measured; write evaluate.every")
         if self.fit.best_metric and self.evaluate.every is None:
             raise ConfigError(f"fit.best_metric={self.fit.best_metric!r} is never measured; write evaluate.every")
 
@@ -245,6 +251,9 @@ def _grouped(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     way = WAYS.get(raw.get("method"))  # type: ignore[arg-type]
     if way is not None and way.samples and isinstance(sampling, Mapping):
         made["sampling"] = {"n": GROUP, **sampling}
+    fit = raw.get("fit", {})
+    if raw.get("method") == "ppo" and isinstance(fit, Mapping):
+        made["fit"] = {"passes": PASSES, **fit}
     gate = raw.get("gate", {})
     served = isinstance(model, Mapping) and model.get("kind", "language") != "language"
     if served and isinstance(gate, Mapping):  # the usual guards watch lengths, which others than texts have not

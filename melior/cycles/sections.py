@@ -15,6 +15,7 @@ from melior.policies import adapters
 from melior.rollouts.logged import Incomplete
 from melior.trainers.logged import OffPolicy
 from melior.trainers.loop import FitConfig
+from melior.trainers.ppo import Ppo
 from melior.trainers.preference import Dpo, Ipo, Orpo, Pairwise, SimPo
 from melior.trainers.ratings import AdvantageWeighted
 from melior.trainers.reinforcement import Reinforcement
@@ -230,6 +231,18 @@ class Rft(Reinforcement, Sampled):
     def objective(self) -> Reinforcement:
         """The settings that are the objective's own."""
         return Reinforcement(**{field.name: getattr(self, field.name) for field in fields(Reinforcement)})
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class ByPpo(Ppo, Sampled):
+    """Learning from rewards with a value function; fit.passes and fit.minibatches say how often a step is gone over."""
+
+    shared: bool = True  # whether the values' gradient reaches the policy's own states
+
+    @property
+    def objective(self) -> Ppo:
+        """The settings that are the objective's own."""
+        return Ppo(**{field.name: getattr(self, field.name) for field in fields(Ppo)})
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)

@@ -285,12 +285,13 @@ class _Cycle:
 
         wanted = self.recipe.report
         return fit(
-            policy,
+            taught.trainable,
             taught.steps,
             taught.objective,
             taught.config,
             evaluation=taught.evaluation,
             on_step=on_step,
+            alarms=self.recipe.alarms,
             trackers=trackers_of(wanted.to, wanted.project),
             track_samples=wanted.samples,
         )

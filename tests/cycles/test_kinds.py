@@ -19,6 +19,7 @@ from melior.cycles.rows import load_rows
 from melior.cycles.train import Outcome, run_recipe
 from melior.data.formats import read_examples
 from melior.errors import ConfigError, DataError, MissingLogProbs
+from melior.policies.kinds import load_policy
 from melior.rollouts.banner import Banner, logging_policy
 from melior.store import Store
 from melior.types import Sampling
@@ -258,6 +259,22 @@ def test_slates_are_learnt_against_a_simulated_shop(tmp_path: Path, runs: Runs) 
     assert all(len(example.output) == 5 for example in outcome.after.examples)
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert samples and "candidates" in json.dumps(samples[0])
+
+
+def test_ppo_learns_with_values_and_saves_the_policy_alone(tmp_path: Path, runs: Runs) -> None:
+    outcome = runs(
+        method="ppo",
+        model={"kind": "slate"},
+        slate={"width": 16},
+        data={"train": {"banner": "logit", "size": 400}, "heldout": 60},
+        ppo={"prompts": 16, "hopeless": "train"},
+        alarms={"change": {"entropy": "off"}},
+        fit={"steps": 3},
+    )
+    assert outcome.steps == 3 and outcome.kind == "slate"
+    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all("explained_variance" in row and row["value"] == row["value"] for row in told)
+    assert load_policy(tmp_path / "run" / "model").kind == "slate", "what serves needs no values"
 
 
 def test_slates_are_learnt_from_logs_with_points_for_events(tmp_path: Path, runs: Runs) -> None:
