@@ -106,6 +106,8 @@ def dpo(work: Workload, setting: str, steps: int, clock: Clock, folder: str) -> 
     found, tokenizer = pairs(work, setting, steps), AutoTokenizer.from_pretrained(work.model)
     sides = ("chosen", "rejected")
     rows = [{"prompt": pair["inputs"], **{side: answer(pair[side]) for side in sides}} for pair in found]
+    lora = LoraConfig.from_pretrained(work.adapter)
+    lora.inference_mode = False  # as saved, it would stay frozen
     config = DPOConfig(
         **common(folder),
         num_train_epochs=1,
@@ -123,7 +125,7 @@ def dpo(work: Workload, setting: str, steps: int, clock: Clock, folder: str) -> 
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=LoraConfig.from_pretrained(work.adapter, inference_mode=False),
+        peft_config=lora,
         callbacks=[watch],
     )
     # Rendered by the trainer, a side also decides the line break behind the template's last token: 1 id is left out.
@@ -158,7 +160,8 @@ def reward_model(work: Workload, setting: str, steps: int, clock: Clock, folder:
         center_rewards_coefficient=None,
         **PREFERENCE[setting],
     )
-    lora = LoraConfig.from_pretrained(work.adapter, inference_mode=False)
+    lora = LoraConfig.from_pretrained(work.adapter)
+    lora.inference_mode = False  # as saved, it would stay frozen
     lora.task_type, lora.modules_to_save = "SEQ_CLS", ["score"]
     watch = watcher(clock)
     trainer = RewardTrainer(
