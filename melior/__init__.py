@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from melior.evaluation.evaluate import evaluate
     from melior.evaluation.gates import Gate, decide
     from melior.evaluation.logged import evaluate_logged
+    from melior.evaluation.reward_model import reward_report
     from melior.policies.adapters import LoRA
     from melior.policies.classifier import Classifier, ClassifierPolicy
     from melior.policies.kinds import load_policy
     from melior.policies.language import LanguagePolicy
+    from melior.policies.reward_ensemble import RewardEnsemble
+    from melior.policies.reward_model import Reward, RewardModel
     from melior.policies.slate import Slate, SlatePolicy
     from melior.rewards.workers import GraderPool
     from melior.trainers.logged import Logged, OffPolicy
@@ -38,12 +41,14 @@ if TYPE_CHECKING:
     from melior.trainers.preference import Pairs, dpo
     from melior.trainers.ratings import advantage_weighted
     from melior.trainers.reinforcement import Rollouts, reinforcement
+    from melior.trainers.reward_model import Comparisons, Ratings, bradley_terry
     from melior.trainers.supervised import Examples, HeldoutLoss, supervised
 
 # Imported on first use: a grader's worker process starts with `import melior` and must not pay for torch.
 _HOMES = {
     "Classifier": "melior.policies.classifier",
     "ClassifierPolicy": "melior.policies.classifier",
+    "Comparisons": "melior.trainers.reward_model",
     "Examples": "melior.trainers.supervised",
     "FitConfig": "melior.trainers.loop",
     "Gate": "melior.evaluation.gates",
@@ -54,11 +59,16 @@ _HOMES = {
     "Logged": "melior.trainers.logged",
     "OffPolicy": "melior.trainers.logged",
     "Pairs": "melior.trainers.preference",
+    "Ratings": "melior.trainers.reward_model",
+    "Reward": "melior.policies.reward_model",
+    "RewardEnsemble": "melior.policies.reward_ensemble",
+    "RewardModel": "melior.policies.reward_model",
     "Rollouts": "melior.trainers.reinforcement",
     "Run": "melior.trainers.loop",
     "Slate": "melior.policies.slate",
     "SlatePolicy": "melior.policies.slate",
     "advantage_weighted": "melior.trainers.ratings",
+    "bradley_terry": "melior.trainers.reward_model",
     "classification": "melior.evaluation.classification",
     "compare": "melior.evaluation.compare",
     "decide": "melior.evaluation.gates",
@@ -69,6 +79,7 @@ _HOMES = {
     "load_policy": "melior.policies.kinds",
     "read_examples": "melior.data.formats",
     "reinforcement": "melior.trainers.reinforcement",
+    "reward_report": "melior.evaluation.reward_model",
     "split": "melior.data.splits",
     "supervised": "melior.trainers.supervised",
 }
@@ -76,6 +87,7 @@ _HOMES = {
 __all__ = [
     "Classifier",
     "ClassifierPolicy",
+    "Comparisons",
     "Demonstration",
     "Examples",
     "FitConfig",
@@ -92,7 +104,11 @@ __all__ = [
     "Pairs",
     "Preference",
     "Rated",
+    "Ratings",
     "Record",
+    "Reward",
+    "RewardEnsemble",
+    "RewardModel",
     "Rollouts",
     "Run",
     "Sampling",
@@ -102,6 +118,7 @@ __all__ = [
     "SlateRequest",
     "Task",
     "advantage_weighted",
+    "bradley_terry",
     "classification",
     "compare",
     "decide",
@@ -112,6 +129,7 @@ __all__ = [
     "load_policy",
     "read_examples",
     "reinforcement",
+    "reward_report",
     "split",
     "supervised",
 ]

@@ -10,6 +10,7 @@ from melior.errors import ModelError
 from melior.policies.base import Policy
 
 FILE = "policy.json"
+REWARDS = ("reward_model", "reward_ensemble")  # kinds of folders that hold no policy
 
 
 def kind_of(path: str | Path) -> str:
@@ -47,4 +48,7 @@ def load_policy(path: str | Path, *, device: str = "auto") -> Policy:
         from melior.policies.language import LanguagePolicy
 
         return LanguagePolicy.load(path, device=device)
+    if kind in REWARDS:
+        told = f'a grader: {{"type": "learned", "model": "{path}"}}'
+        raise ModelError(f"{path} holds a {kind.replace('_', ' ')}, which decides nothing; use it as {told}")
     raise ModelError(f"{path} holds a policy of kind {kind!r}; this release loads language, classifier and slate")

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from melior.durable import durable_folder, verify_folder
-from melior.errors import DataError, ModelError
+from melior.errors import ConfigError, DataError, ModelError
 from melior.policies import parameters
 from melior.policies.base import Batch, ParameterGroup, Policy, Rates, Scored, State, Want
 from melior.policies.freezing import Share
@@ -271,6 +271,15 @@ class RewardModel:
         values = self.values(self.encode(examples))
         return self.heads.rewards(values.to(self.heads.weight.device, self.heads.weight.dtype)).double().cpu()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the heads."""
+        return self.heads.names
+
+    def member_rewards(self, examples: Sequence[Any]) -> Tensor:  # [1, N, H] fp64
+        """`rewards`, as an ensemble of one says them."""
+        return self.rewards(examples)[None]
+
     # ------------------------------------------------------------------ units
 
     def standardise(self, rows: Sequence[Rated]) -> None:
@@ -289,14 +298,20 @@ class RewardModel:
         self._set_origin()
 
     def rescale(self, head: str, *, location: float, spread: float) -> None:
-        """Says in which unit a head is told: `location + spread × raw value`.
+        """From now on a reward r of a head is told as `location + spread × r`.
 
         Raises:
-            ConfigError: for a head that there is not; ModelError for a spread that is not above 0.
+            ConfigError: for a head that there is not, or that is told in grades; ModelError for a spread not above 0.
         """
+        place = self.heads.index(head)
+        if head in self.heads.levels:
+            raise ConfigError(
+                f"Head {head!r} is told in its own grades {list(self.heads.levels[head])}; leave its unit"
+            )
         if not (spread > 0 and math.isfinite(spread) and math.isfinite(location)):
             raise ModelError(f"A head's unit needs a finite spread above 0, got {spread} around {location}")
-        self._scale(self.heads.index(head), location, spread)
+        was, unit = float(self.heads.location[place]), float(self.heads.spread[place])
+        self._scale(place, location + spread * was, spread * unit)
 
     def _scale(self, head: int, location: float, spread: float) -> None:
         with torch.no_grad():

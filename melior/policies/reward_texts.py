@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
+from melior.policies import parameters
 from melior.policies.inputs import drop
 from melior.policies.texts import TextInputs, Texts
 
 STREAM = 1 << 17  # of noise: the hidden layer's dropout
+MOST_VECTORS = 200_000  # kept of frozen encoders, 300 MB of MiniLM; then all are forgotten
 ROWS = 4096  # of a micro-batch of frozen features: beyond it nothing gets faster
 
 
@@ -47,7 +50,6 @@ class TextReader(nn.Module):
         texts.requires_grad_(not config.frozen)
         self.noticed: Counter[str] = texts.noticed
         self.hidden = nn.Linear(3 * texts.width, config.hidden) if config.hidden else None
-        self.vectors: dict[str, Tensor] = {}  # of a frozen encoder, by the text's sha256
 
     @classmethod
     def make(cls, config: PairedTexts) -> TextReader:
@@ -84,9 +86,16 @@ class TextReader(nn.Module):
         found = self._frozen(texts) if self.config.frozen else self.texts.encode(texts)
         return list(zip(found[0::2], found[1::2], strict=True))
 
+    @cached_property
+    def vectors(self) -> dict[str, Tensor]:
+        """By a text's sha256, of a frozen encoder; models on equal encoders share them."""
+        return _vectors(parameters.digest(self.texts.state_dict().items()), self.texts.longest)
+
     @torch.no_grad()
     def _frozen(self, texts: Sequence[str]) -> list[Tensor]:
         """Each text's vector, computed once."""
+        if len(self.vectors) + len(texts) > MOST_VECTORS:
+            self.vectors.clear()
         keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self.vectors}
         if new:
@@ -97,7 +106,7 @@ class TextReader(nn.Module):
             for place in [*order, -1]:
                 if part and (place < 0 or spent + len(rows[place]) > self.texts.budget):
                     found = self.texts([rows[at] for at in part])
-                    self.vectors |= {names[at]: vector for at, vector in zip(part, found, strict=True)}
+                    self.vectors.update({names[at]: vector.cpu() for at, vector in zip(part, found, strict=True)})
                     part, spent = [], 0
                 if place >= 0:
                     part, spent = [*part, place], spent + len(rows[place])
@@ -106,7 +115,8 @@ class TextReader(nn.Module):
     def forward(self, rows: Sequence[Any], seeds: Tensor | None = None) -> Tensor:  # [B, D]
         prompts, answers = (list(side) for side in zip(*rows, strict=True))
         if self.config.frozen:
-            first, second = torch.stack(prompts), torch.stack(answers)
+            device = next(self.parameters()).device
+            first, second = torch.stack(prompts).to(device), torch.stack(answers).to(device)
         else:
             places: dict[tuple[int, ...], int] = {}
             owners = torch.tensor([places.setdefault(ids, len(places)) for ids in [*prompts, *answers]])
@@ -135,6 +145,12 @@ class TextReader(nn.Module):
         texts = TextInputs.from_json(told["encoder"], folder)
         settings = {name: told[name] for name in ("frozen", "hidden", "dropout")}
         return cls(texts, PairedTexts(**settings, text=texts.config))
+
+
+@cache
+def _vectors(encoder: str, longest: int) -> dict[str, Tensor]:
+    """The vectors that an encoder has made so far."""
+    return {}
 
 
 def text_of(given: Any) -> str:

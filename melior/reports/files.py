@@ -39,6 +39,7 @@ class RunFiles:
     classification: Row = field(default_factory=dict)
     learning_curve: Row = field(default_factory=dict)
     slates: Row = field(default_factory=dict)
+    reward_model: Row = field(default_factory=dict)
     result: Row = field(default_factory=dict)
 
     @property
@@ -102,6 +103,7 @@ def read_run(folder: str | Path) -> RunFiles:
         classification=_mapping(folder / "classification.json"),
         learning_curve=_mapping(folder / "learning_curve.json"),
         slates=_mapping(folder / "slates.json"),
+        reward_model=_mapping(folder / "reward_model.json"),
         result=_mapping(folder / "result.json"),
     )
 

@@ -19,6 +19,7 @@ from melior.reports.findings import findings
 from melior.reports.learning import learning_section
 from melior.reports.outputs import heldout_outputs, training_outputs
 from melior.reports.plots import table
+from melior.reports.reward_model import reward_section
 from melior.reports.shell import shell
 from melior.reports.slates import slates_section
 from melior.reports.text import cut, duration, escaped, interval, short
@@ -55,6 +56,7 @@ def _sections(run: RunFiles) -> list[tuple[str, str, str]]:
         ("classes", "Decisions by label", classification_section(run.classification)),
         ("labels", "How many labels it takes", learning_section(run.learning_curve)),
         ("slates", "What the slates show", slates_section(run.slates)),
+        ("reward", "Agreement with people", reward_section(run.reward_model)),
         ("data", "Data", _data(run)),
         ("lineage", "Lineage", _lineage(run)),
         ("settings", "Settings", _settings(run)),

@@ -7,6 +7,7 @@ label_model       whether the label that a judge model gives is a good one  judg
 python            Python source of others, run in a sandbox               python.py
 multi             a formula over other graders                              combined.py
 weighted          a sum of other graders; its parts are reported            combined.py
+learned           what a trained reward model says                          learned.py
 events            points for clicks, purchases and the like                 events.py
 cost_matrix       minus what a decision costs, by true and decided label    costs.py
 function          a Python function: TRL's `f(prompts, completions, **columns)` or `grade(sample, item)`
@@ -37,6 +38,8 @@ from melior.rewards.gym import reasoning_gym
 from melior.rewards.judge import label_model, score_model
 from melior.rewards.lambdas import KEYS as LAMBDA_KEYS
 from melior.rewards.lambdas import lambda_grader
+from melior.rewards.learned import KEYS as LEARNED_KEYS
+from melior.rewards.learned import learned_grader
 from melior.rewards.python import python_grader
 from melior.rewards.similarity import text_similarity
 
@@ -128,6 +131,7 @@ KINDS: Mapping[str, tuple[Reader, tuple[str, ...], tuple[str, ...]]] = {  # read
     "label_model": (label_model, ("model", "input", "labels", "passing_labels"), ()),
     "multi": (_multi, ("graders", "calculate_output"), ()),
     "weighted": (_weighted, ("graders",), ()),
+    "learned": (learned_grader, ("model",), LEARNED_KEYS),
     "events": (events, ("points",), ("per", "unknown")),
     "cost_matrix": (cost_matrix, ("costs",), ("reference",)),
     "function": (_function, ("function",), ()),

@@ -18,6 +18,7 @@ from melior.types import Demonstration, Sampling
 if TYPE_CHECKING:
     from melior.policies.embeddings import Encoder
     from melior.policies.language import LanguagePolicy
+    from melior.policies.reward_ensemble import RewardEnsemble
 
 KEPT = 4  # judges held at once; more than a grader is likely to ask
 
@@ -133,6 +134,25 @@ def _loaded(model: str) -> LocalJudge:
     from melior.policies.language import LanguagePolicy
 
     return LocalJudge(LanguagePolicy.load(model))
+
+
+def reward_model(model: str, grader: str) -> RewardEnsemble:
+    """The reward model or ensemble of that folder.
+
+    Raises:
+        GraderError: if it cannot be loaded, with the grader's name.
+    """
+    try:
+        return _loaded_rewards(model)
+    except MeliorError as error:
+        raise GraderError(f"grader {grader} reads the model {model!r}: {error}") from error
+
+
+@lru_cache(maxsize=KEPT)
+def _loaded_rewards(model: str) -> RewardEnsemble:
+    from melior.policies.reward_ensemble import load_rewards
+
+    return load_rewards(model)
 
 
 @lru_cache(maxsize=1)
