@@ -1,0 +1,536 @@
+"""reward models on people's preferences and ratings, against linear models on the same folds
+
+    python recipes/reward_models.py hh           # 1,154 pairs of answers, the less harmful chosen
+    python recipes/reward_models.py taskmaster   # 3,228 turns of a coffee shop's agent, called good or bad
+    python recipes/reward_models.py hopper       # 100 pairs of a robot's segments; also walker2d, can, lift
+
+Every reward comes from models that did not learn from the row, nor from any row of its group: folds are cut between
+groups, settings are chosen inside the learning rows of each fold, and what is compared is paired by row. Each fold is
+kept in the output folder as it ends, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import reward_floors as floors
+import torch
+from reward_floors import Floats, Rows
+from reward_page import write_page
+
+from melior.data.formats import canonical, fingerprint, read_examples
+from melior.data.splits import folds
+from melior.durable import write_file
+from melior.evaluation.calibration import temperature_of
+from melior.evaluation.reward_model import RewardReport, reward_report
+from melior.metrics import auc
+from melior.policies.reward_heads import DEFAULT, Heads
+from melior.policies.reward_model import Reward, RewardModel, sides
+from melior.policies.reward_segments import Segments
+from melior.policies.reward_texts import PairedTexts, TextReader
+from melior.policies.reward_trunks import FeatureTrunk
+from melior.policies.texts import TextInputs, Texts
+from melior.statistics import Interval, bootstrap, mean_interval, wilson
+from melior.trainers.loop import FitConfig, fit
+from melior.trainers.reward_model import Comparisons, Ratings, bradley_terry, logistic
+from melior.trainers.steps import Steps
+from melior.types import Demonstration, Preference, Rated
+
+LONGEST = 128  # tokens of a prompt or an answer that MiniLM reads, the last ones: half the time of its 256
+TINY = 1e-12  # differences of areas under curves are equal but for rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One way to train a reward model; the inner folds choose between a few."""
+
+    name: str
+    hidden: tuple[int, ...] = ()  # units of hidden layers; (): linear
+    epochs: int
+    batch_size: int
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+
+
+TEXTS = (
+    Trial(name="linear, 3 epochs", epochs=3, batch_size=64),
+    Trial(name="linear, 12 epochs", epochs=12, batch_size=64),
+    Trial(name="64 units, 6 epochs", hidden=(64,), epochs=6, batch_size=64),
+)
+SEGMENTS = (
+    Trial(name="linear, 60 epochs", epochs=60, batch_size=50, learning_rate=1e-2),
+    Trial(name="32 units, 20 epochs", hidden=(32,), epochs=20, batch_size=50, learning_rate=3e-3),
+    Trial(name="32 units, 60 epochs", hidden=(32,), epochs=60, batch_size=50, learning_rate=3e-3),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One data set, what is asked of a reward model on it, and what it is measured against."""
+
+    name: str
+    title: str
+    source: str
+    floor: float  # of the linear model, as known before
+    measure: str  # accuracy of pairs, or the area under the curve of ratings
+    linear: floors.Learner
+    linear_name: str
+    trials: tuple[Trial, ...]
+    heldout: str = ""  # pairs that no fold holds
+    scripted: str = ""  # the same pairs, labelled by the return that was earned
+    rules: Mapping[str, Callable[[Sequence[Any]], Floats]] = field(default_factory=dict)
+
+
+def _robot(name: str, title: str, floor: float, speed: int | None) -> Field:
+    return Field(
+        name=name,
+        title=f"Which segment of {title} people prefer",
+        source=f"known:{name}-preferences@human-train",
+        heldout=f"known:{name}-preferences@human-eval",
+        scripted=f"known:{name}-preferences@script-train" if speed is not None else "",
+        floor=floor,
+        measure="accuracy",
+        linear=floors.linear_segments,
+        linear_name="linear Bradley–Terry",
+        trials=SEGMENTS,
+        rules={"the faster one": floors.column_rule(speed)} if speed is not None else {},
+    )
+
+
+FIELDS = {
+    "hh": Field(
+        name="hh",
+        title="Which answer is less harmful",
+        source="known:hh-rlhf-harmless@sample",
+        floor=0.630,
+        measure="accuracy",
+        linear=floors.tfidf_pairs,
+        linear_name="TF-IDF Bradley–Terry",
+        trials=TEXTS,
+        rules={"the longer one": floors.longest, "the shorter one": lambda examples: -floors.longest(examples)},
+    ),
+    "taskmaster": Field(
+        name="taskmaster",
+        title="Which turns of a service agent are good",
+        source="known:taskmaster-reward",
+        floor=0.687,
+        measure="auc",
+        linear=floors.tfidf_ratings,
+        linear_name="TF-IDF, logistic regression",
+        trials=TEXTS,
+        rules={"a longer turn": floors.longest, "a call, no words": floors.is_call},
+    ),
+    "hopper": _robot("hopper", "a hopping robot", 0.743, 5),
+    "walker2d": _robot("walker2d", "a walking robot", 0.825, 8),
+    "can": _robot("can", "an arm that moves a can", 0.638, None),
+    "lift": _robot("lift", "an arm that lifts a cube", 0.484, None),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How often rows are cut, and how many models speak together."""
+
+    outer: int = 10
+    inner: int = 3
+    members: int = 3
+    seed: int = 0
+
+
+# ---------------------------------------------------------------------- melior's reward models
+
+
+@cache
+def encoder() -> TextInputs:
+    return TextInputs.make(Texts(max_length=LONGEST))
+
+
+VECTORS: dict[str, torch.Tensor] = {}  # of every text that MiniLM has read, shared by all models of a run
+
+
+def made(trial: Trial, rows: Rows, seed: int) -> RewardModel:
+    """An untrained model that reads rows like these."""
+    if not isinstance(sides(rows[:1])[0].output, str | list):
+        return RewardModel.make(Reward(inputs="segment", segment=Segments(hidden=trial.hidden)), rows, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reader = TextReader(
+            encoder(), PairedTexts(hidden=sum(trial.hidden), dropout=0.3, text=Texts(max_length=LONGEST))
+        )
+        reader.vectors = VECTORS
+        return RewardModel(FeatureTrunk(reader), Heads((DEFAULT,), reader.width))
+
+
+def trained(trial: Trial, rows: Rows, seed: int) -> RewardModel:
+    """A model that has learnt from the rows: Bradley–Terry from pairs, logistic from ratings."""
+    model = made(trial, rows, seed)
+    pairs = isinstance(rows[0], Preference)
+    shown: Callable[..., Steps] = Comparisons if pairs else Ratings
+    steps = shown(model, rows, batch_size=trial.batch_size, epochs=trial.epochs, seed=seed)
+    config = FitConfig(learning_rate=trial.learning_rate, weight_decay=trial.weight_decay)
+    fit(model, steps, bradley_terry() if pairs else logistic(), config)
+    return model
+
+
+def together(trial: Trial, rows: Rows, examples: Sequence[Any], settings: Settings) -> Floats:  # [N]
+    """The mean reward of several models that differ by seed."""
+    found = [
+        trained(trial, rows, settings.seed + number).rewards(examples)[:, 0].numpy()
+        for number in range(settings.members)
+    ]
+    return np.mean(found, axis=0)
+
+
+def stacked(rows: Rows, parts: Floats, others: Floats, seed: int) -> tuple[Floats, Floats]:  # [N, 2], [M, 2]
+    """Rewards of others, and of the rows, by a linear reward model that reads two models' rewards as one step."""
+    trial = Trial(name="stack", epochs=80, batch_size=256, learning_rate=0.05, weight_decay=0.0)
+    steps = [np.asarray(each, dtype=np.float32)[None] for each in parts]
+    if isinstance(rows[0], Preference):
+        told: list[Any] = [
+            Preference(None, steps[2 * place], steps[2 * place + 1], row.probability) for place, row in enumerate(rows)
+        ]
+    else:
+        told = [Rated(None, step, row.rating) for step, row in zip(steps, rows, strict=True)]
+    model = trained(trial, told, seed)
+
+    def rewards(some: Floats) -> Floats:
+        return model.rewards([Demonstration(None, np.asarray(each, dtype=np.float32)[None]) for each in some])[
+            :, 0
+        ].numpy()
+
+    return rewards(others), rewards(parts)
+
+
+# ---------------------------------------------------------------------- folds
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What each method gave to the rows of one fold, and what the inner folds chose."""
+
+    rows: list[str]  # ids
+    rewards: Mapping[str, list[float]]  # method → one per output, of a pair two, the chosen first
+    chosen: Mapping[str, str]
+    seconds: float
+
+
+MELIOR, STACK = "melior", "melior, stacked on the linear model"
+
+
+def measured(field: Field, learnt: Rows, unseen: Rows, settings: Settings) -> Fold:
+    """The rewards of unseen rows by every method, each tuned inside the learnt rows."""
+    start = time.monotonic()
+    examples = sides(unseen)
+    inner = folds(learnt, settings.inner, seed=settings.seed + 1)
+    inside = [
+        (best, *chosen_inside(learnt, inner, ways))
+        for best, ways in (
+            ("linear", {str(each): linear_way(field, each) for each in floors.STRENGTHS}),
+            ("melior", {each.name: melior_way(each, settings) for each in field.trials}),
+        )
+    ]
+    chosen = {method: name for method, name, _, _ in inside}
+    parts = np.stack([rewards for _, _, rewards, _ in inside], axis=1)  # [N, 2] by models that did not see the row
+    fresh = np.stack([way(learnt, examples) for _, _, _, way in inside], axis=1)
+    rewards = {field.linear_name: fresh[:, 0], MELIOR: fresh[:, 1]}
+    rewards[STACK], _ = stacked(learnt, parts, fresh, settings.seed)
+    unit = sure_as(learnt, parts[:, 1])
+    told = {name: (found / unit if name == MELIOR else found).tolist() for name, found in rewards.items()}
+    return Fold([row.id for row in unseen], told, chosen, time.monotonic() - start)
+
+
+Way = Callable[[Rows, Sequence[Any]], Floats]  # rows to learn from, outputs → their rewards
+
+
+def linear_way(field: Field, strength: float) -> Way:
+    def way(rows: Rows, examples: Sequence[Any]) -> Floats:
+        kept = floors.compared(rows) if isinstance(rows[0], Preference) else rows
+        return field.linear(kept, strength)(examples)
+
+    return way
+
+
+def melior_way(trial: Trial, settings: Settings) -> Way:
+    return lambda rows, examples: together(trial, rows, examples, settings)
+
+
+def chosen_inside(learnt: Rows, inner: Sequence[tuple[Rows, Rows]], ways: Mapping[str, Way]) -> tuple[str, Floats, Way]:
+    """The way whose rewards of inner held-out rows fit people best: its name, these rewards, and itself."""
+    width = 2 if isinstance(learnt[0], Preference) else 1
+    place = {row.id: number for number, row in enumerate(learnt)}
+    found = {name: np.zeros((len(learnt), width)) for name in ways}
+    for kept, held in inner:
+        for name, way in ways.items():
+            found[name][[place[row.id] for row in held]] = way(kept, sides(held)).reshape(-1, width)
+    flat = {name: rewards.ravel() for name, rewards in found.items()}
+    best = min(flat, key=lambda name: loss(learnt, flat[name] / sure_as(learnt, flat[name])))
+    return best, flat[best], ways[best]
+
+
+def log_odds(rows: Rows, rewards: Floats) -> tuple[Floats, Floats]:
+    """Log-odds that rewards mean, and the shares of people they are about."""
+    if isinstance(rows[0], Preference):
+        pairs = rewards.reshape(-1, 2)
+        return pairs[:, 0] - pairs[:, 1], np.array([row.probability for row in rows])
+    return rewards, np.array([row.rating for row in rows])
+
+
+def loss(rows: Rows, rewards: Floats) -> float:
+    """Mean cross-entropy of people's labels, in nats."""
+    odds, shares = log_odds(rows, rewards)
+    return float(np.mean(shares * np.logaddexp(0, -odds) + (1 - shares) * np.logaddexp(0, odds)))
+
+
+def sure_as(rows: Rows, rewards: Floats) -> float:
+    """What rewards are divided by to be as sure as they may."""
+    odds, shares = log_odds(rows, rewards)
+    return temperature_of(odds, shares, np.ones(len(odds)))
+
+
+def cross_fitted(field: Field, rows: Rows, settings: Settings, folder: Path) -> list[Fold]:
+    """Every row's rewards from models that never saw its group; folds that were kept are not made again."""
+    found = []
+    key = fingerprint(rows)[:12] + canonical(asdict(settings))
+    for number, (learnt, unseen) in enumerate(folds(rows, settings.outer, seed=settings.seed), start=1):
+        path = folder / "folds" / f"{number}.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if kept.get("key") != key:
+            kept = {"key": key, **asdict(measured(field, learnt, unseen, settings))}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, json.dumps(kept).encode())
+            print(f"fold {number}/{settings.outer}: {kept['seconds']:.0f} s, chose {kept['chosen']}", flush=True)
+        found.append(Fold(**{name: value for name, value in kept.items() if name != "key"}))
+    return found
+
+
+# ---------------------------------------------------------------------- what is told
+
+
+@dataclass(frozen=True)
+class Told:
+    """Rewards by the content of an output, under the protocol of reward models."""
+
+    found: Mapping[str, float]
+    names: tuple[str, ...] = (DEFAULT,)
+
+    @classmethod
+    def of(cls, rows: Rows, rewards: Floats) -> Told:
+        keys = [canonical([each.inputs, each.output]) for each in sides(rows)]
+        return cls(dict(zip(keys, rewards.tolist(), strict=True)))
+
+    def rewards(self, examples: Sequence[Any]) -> Floats:  # [N, 1]
+        return np.array([[self.found[canonical([each.inputs, each.output])]] for each in examples])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the recipe measured, and whether the floor was reached."""
+
+    field: Field
+    rows: int
+    measures: Mapping[str, Interval]
+    gains: Mapping[str, Interval]  # of melior's over the linear model, paired by row
+    rules: Mapping[str, Interval]
+    report: RewardReport
+    chosen: Mapping[str, Mapping[str, int]]  # method → setting → folds that chose it
+    heldout: Mapping[str, Interval]
+    limits: Sequence[str]
+    seconds: float
+
+    @property
+    def best(self) -> str:
+        """What the claim is about: stacked for texts, where words tell; alone for segments, fixed before any run."""
+        return STACK if self.field.trials is TEXTS else MELIOR
+
+    @property
+    def met(self) -> bool:
+        return self.measures[self.best].estimate >= self.field.floor
+
+    @property
+    def sentence(self) -> str:
+        gain = self.gains[self.best]
+        proven = "more" if gain.low > 0 else "less" if gain.high < 0 else "which proves no difference"
+        return (
+            f"{'Met' if self.met else 'Not met'}: {self.best} has {self.field.measure} {self.measures[self.best]} on "
+            f"{self.rows:,} rows, where the linear model was known to reach {self.field.floor}; on the same folds "
+            f"{self.field.linear_name} has {self.measures[self.field.linear_name]}, paired difference {gain}: {proven}."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures of `summary.json`."""
+        groups = {"measures": self.measures, "gains": self.gains, "rules": self.rules, "heldout": self.heldout}
+        return {
+            "set": self.field.name,
+            "met": self.met,
+            "sentence": self.sentence,
+            "floor": self.field.floor,
+            "rows": self.rows,
+            **{name: {key: each.to_json() for key, each in found.items()} for name, found in groups.items()},
+            "chosen": self.chosen,
+            "limits": list(self.limits),
+            "seconds": round(self.seconds),
+            "report": self.report.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rows that have a winner or a rating, and what rewards say of them."""
+
+    rows: Rows
+
+    @classmethod
+    def of(cls, rows: Rows) -> Judged:
+        return cls(floors.compared(rows) if isinstance(rows[0], Preference) else rows)
+
+    @property
+    def clusters(self) -> list[str]:
+        """Rows that share one stand or fall together."""
+        return [row.group or row.id for row in self.rows]
+
+    def kept(self, rows: Rows, rewards: Floats) -> Floats:
+        """Of rewards of all rows, those of the judged ones."""
+        mine = {row.id for row in self.rows}
+        width = 2 if isinstance(rows[0], Preference) else 1
+        return rewards.reshape(len(rows), width)[[row.id in mine for row in rows]]
+
+    def measure(self, rewards: Floats) -> Interval:
+        """Accuracy, ties half, or the area under the curve."""
+        if isinstance(self.rows[0], Preference):
+            return mean_interval(right(rewards), clusters=self.clusters, bounds=(0, 1))
+        good = np.array([row.rating > 0 for row in self.rows])
+        area = lambda drawn: float(auc(rewards[drawn, 0], good[drawn]))  # noqa: E731
+        return bootstrap(area, len(good), clusters=self.clusters, bounds=(0, 1))
+
+    def gain(self, ours: Floats, theirs: Floats) -> Interval:
+        """How much better ours are, paired by row."""
+        if isinstance(self.rows[0], Preference):
+            return mean_interval(right(ours) - right(theirs), clusters=self.clusters, bounds=(-1, 1))
+        good = np.array([row.rating > 0 for row in self.rows])
+
+        def gap(drawn: Any) -> float:
+            return float(auc(ours[drawn, 0], good[drawn])) - float(auc(theirs[drawn, 0], good[drawn]))
+
+        return bootstrap(gap, len(good), clusters=self.clusters, bounds=(-1, 1))
+
+
+def right(rewards: Floats) -> Floats:  # [P, 2] -> [P]
+    gaps = rewards[:, 0] - rewards[:, 1]
+    return (np.sign(np.where(np.abs(gaps) < TINY, 0, gaps)) + 1) / 2
+
+
+def outcome(field: Field, rows: Rows, found: Sequence[Fold], settings: Settings, seconds: float) -> Outcome:
+    """The figures of all methods on all rows."""
+    width = 2 if isinstance(rows[0], Preference) else 1
+    place = {row.id: number for number, row in enumerate(rows)}
+    rewards = {name: np.zeros((len(rows), width)) for name in found[0].rewards}
+    for fold in found:
+        for name, mine in fold.rewards.items():
+            rewards[name][[place[id] for id in fold.rows]] = np.reshape(mine, (-1, width))
+    judged = Judged.of(rows)
+    kept = {name: judged.kept(rows, each) for name, each in rewards.items()}
+    examples = sides(rows)
+    rules = {name: judged.measure(judged.kept(rows, rule(examples))) for name, rule in field.rules.items()}
+    claimed = STACK if field.trials is TEXTS else MELIOR
+    chosen = {method: dict(Counter(fold.chosen[method] for fold in found)) for method in found[0].chosen}
+    return Outcome(
+        field=field,
+        rows=len(judged.rows),
+        measures={name: judged.measure(each) for name, each in kept.items()},
+        gains={name: judged.gain(kept[name], kept[field.linear_name]) for name in (MELIOR, STACK)},
+        rules={**rules, **base_rates(judged.rows)},
+        report=reward_report(Told.of(rows, rewards[claimed].ravel()), rows),
+        chosen=chosen,
+        heldout=on_heldout(field, rows, chosen, settings) if field.heldout else {},
+        limits=limits(judged, kept[claimed], kept[field.linear_name], len(rows)),
+        seconds=seconds,
+    )
+
+
+def base_rates(rows: Rows) -> dict[str, Interval]:
+    """What needs no model at all."""
+    if isinstance(rows[0], Rated):
+        good = sum(row.rating > 0 for row in rows)
+        return {"accuracy of calling all good": wilson(good, len(rows))}
+    listed = [row.item["preferred"] == "first" for row in rows if "preferred" in row.item]
+    return {"the first listed": wilson(sum(listed), len(listed))} if listed else {}
+
+
+def on_heldout(
+    field: Field, rows: Rows, chosen: Mapping[str, Mapping[str, int]], settings: Settings
+) -> dict[str, Interval]:
+    """Agreement on pairs that no fold held, with what most folds chose; and how models taught by returns agree."""
+    most = {method: max(counts, key=lambda name: counts[name]) for method, counts in chosen.items()}
+    trial = next(each for each in field.trials if each.name == most["melior"])
+    ways = {field.linear_name: linear_way(field, float(most["linear"])), MELIOR: melior_way(trial, settings)}
+    unseen = floors.compared(read_examples(field.heldout, "preferences").rows)
+    asked = {f"{len(unseen)} held-out pairs, labels of people": (rows, unseen)}
+    if field.scripted:
+        scripted = read_examples(field.scripted, "preferences").rows
+        asked["people's pairs, by models taught by returns"] = (scripted, floors.compared(rows))
+    told = {}
+    for name, (learnt, judged) in asked.items():
+        for method, way in ways.items():
+            won = right(way(learnt, sides(judged)).reshape(-1, 2))
+            told[f"{name}: {method}"] = wilson(round(float(won.sum())), len(judged))
+    return told
+
+
+def limits(judged: Judged, ours: Floats, theirs: Floats, rows: int) -> list[str]:
+    """What so many rows can show, and what not."""
+    told = []
+    whole, gain = judged.measure(ours), judged.gain(ours, theirs)
+    count = len(judged.rows)
+    if rows > count:
+        told.append(f"{rows - count} of {rows} pairs are ties: they teach as .5, and no order can be right about them.")
+    told.append(
+        f"{count:,} rows give an interval of ± {(whole.high - whole.low) / 2:.3f} around a measure and of "
+        f"± {(gain.high - gain.low) / 2:.3f} around a paired difference; a smaller one cannot be seen here."
+    )
+    if isinstance(judged.rows[0], Preference) and "preferred" not in judged.rows[0].item:
+        told.append("The pairs are published with the chosen answer first, so the rate of the first listed is unknown.")
+    if not any("annotator" in row.item for row in judged.rows):
+        told.append("Who labelled which row was not published: agreement by annotator cannot be told.")
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=sorted(FIELDS))
+    parser.add_argument("--out", type=Path, help="folder for folds, summary and page; by default runs/reward-SET")
+    parser.add_argument("--folds", type=int, default=Settings.outer)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="few rows and folds: whether it runs, not how good it is")
+    given = parser.parse_args()
+    field = FIELDS[given.set]
+    folder = given.out or Path("runs") / f"reward-{field.name}"
+    start = time.monotonic()
+    rows = list(read_examples(field.source).rows)
+    settings = Settings(outer=given.folds, seed=given.seed)
+    if given.quick:
+        rows, settings = rows[:: max(1, len(rows) // 100)], Settings(outer=2, inner=2, members=1)
+    found = cross_fitted(field, rows, settings, folder)
+    result = outcome(field, rows, found, settings, time.monotonic() - start)
+    write_file(
+        folder / "summary.json", json.dumps({**result.to_json(), "settings": asdict(settings)}, indent=1).encode()
+    )
+    for name, each in {**result.measures, **result.rules, **result.heldout}.items():
+        print(f"{name:60s} {each}")
+    for name, each in result.gains.items():
+        print(f"{name + ' less ' + field.linear_name:60s} {each}")
+    print("\n".join([*result.limits, result.sentence, f"Page: {write_page(folder, result)}"]))
+    if not result.met and not given.quick:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
