@@ -119,8 +119,9 @@ class BradleyTerry:
 
     def counts(self, batch: Batch) -> Mapping[str, float]:
         """Pairs by weight; each has two rows."""
-        pairs = float(batch.columns["weight"].sum()) / 2
-        return {"preference": pairs, "centring": pairs}
+        weights = batch.columns["weight"]
+        pairs, decided = float(weights.sum()) / 2, float((weights * _decided(batch)).sum()) / 2
+        return {"preference": pairs, "centring": pairs, "preference/accuracy": decided}
 
     def active(self, batch: Batch) -> list[int]:
         return (batch.columns["weight"] > 0).nonzero()[:, 0].tolist()
@@ -129,7 +130,7 @@ class BradleyTerry:
         chosen, rejected, labels = compared(head_values(scored, batch), batch)
         weight = labels["weight"]
         losses = bradley_terry_loss(chosen, rejected, probability=labels["probability"], margin=labels["margin"])
-        watched = _watched(chosen.detach(), rejected.detach(), weight)
+        watched = _watched(chosen.detach(), rejected.detach(), labels)
         terms = [Term("preference", (weight * losses).sum(), metrics=watched)]
         if self.centring:
             centred = weight * centring_loss(chosen, rejected)
@@ -270,9 +271,7 @@ class HeldoutComparisons:
         chosen, rejected, labels = compared(values, self.batch)
         weight, gaps = labels["weight"], chosen - rejected
         losses = bradley_terry_loss(chosen, rejected, probability=labels["probability"], margin=labels["margin"])
-        # An output that fewer than half prefer is the worse one, whatever side it was written on; a tie has none.
-        decided = weight * (labels["probability"] != 0.5)
-        right = (torch.sign(gaps) * torch.sign(labels["probability"] - 0.5) + 1) / 2
+        decided, right = weight * (labels["probability"] != 0.5), _right(gaps, labels["probability"])
         told = {
             "heldout_loss": _mean(losses, weight),
             "heldout_margin": _mean(gaps, weight),
@@ -339,11 +338,21 @@ def compared(values: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Te
     return chosen, rejected, {name: label.to(chosen) for name, label in labels.items()}
 
 
-def _watched(chosen: Tensor, rejected: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    """Sums over pairs, by weight."""
-    right = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
+def _watched(chosen: Tensor, rejected: Tensor, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over pairs, by weight; ties of the people have no accuracy."""
+    right = torch.where(labels["probability"] == 0.5, 0.0, _right(chosen - rejected, labels["probability"]))
     told = {"accuracy": right, "margin": chosen - rejected, "chosen": chosen, "rejected": rejected}
-    return {name: (weight * values).sum() for name, values in told.items()}
+    return {name: (labels["weight"] * values).sum() for name, values in told.items()}
+
+
+def _right(gaps: Tensor, probability: Tensor) -> Tensor:  # [P]
+    """1 where the higher reward is that of the output which most prefer, whatever side it stands on; ½ where equal."""
+    return (torch.sign(gaps) * torch.sign(probability - 0.5) + 1) / 2
+
+
+def _decided(batch: Batch) -> Tensor:  # [B]
+    """Whether people prefer one of the row's pair."""
+    return batch.columns["probability"] != 0.5
 
 
 def _mean(values: Tensor, weights: Tensor) -> float:
