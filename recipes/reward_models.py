@@ -45,7 +45,9 @@ from melior.trainers.reward_model import Comparisons, Ratings, bradley_terry, lo
 from melior.trainers.steps import Steps
 from melior.types import Demonstration, Preference, Rated
 
+PORTION = 1000  # outputs between two times that vectors are kept
 LONGEST = 128  # tokens of a prompt or an answer that MiniLM reads, the last ones: half the time of its 256
+DROPOUT = 0.3  # share of MiniLM's features left out while training: there are as many features as rows
 TINY = 1e-12  # differences of areas under curves are equal but for rounding
 
 
@@ -142,7 +144,7 @@ class Settings:
 
     outer: int = 10
     inner: int = 3
-    members: int = 3
+    members: int = 2
     seed: int = 0
 
 
@@ -157,15 +159,30 @@ def encoder() -> TextInputs:
 VECTORS: dict[str, torch.Tensor] = {}  # of every text that MiniLM has read, shared by all models of a run
 
 
+def read_texts(rows: Rows, path: Path) -> None:
+    """Lets MiniLM read every text of the rows once, in portions that are kept in a file."""
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as kept:
+            VECTORS.update(zip(kept["keys"].tolist(), torch.from_numpy(kept["vectors"]), strict=True))
+    reader = TextReader(encoder(), PairedTexts())
+    reader.vectors = VECTORS
+    examples = sides(rows)
+    for start in range(0, len(examples), PORTION):
+        before = len(VECTORS)
+        reader.read(examples[start : start + PORTION])
+        if len(VECTORS) > before:
+            print(f"MiniLM has read {min(start + PORTION, len(examples)):,} of {len(examples):,} outputs", flush=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, keys=np.array(list(VECTORS)), vectors=torch.stack(list(VECTORS.values())).numpy())
+
+
 def made(trial: Trial, rows: Rows, seed: int) -> RewardModel:
     """An untrained model that reads rows like these."""
     if not isinstance(sides(rows[:1])[0].output, str | list):
         return RewardModel.make(Reward(inputs="segment", segment=Segments(hidden=trial.hidden)), rows, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        reader = TextReader(
-            encoder(), PairedTexts(hidden=sum(trial.hidden), dropout=0.3, text=Texts(max_length=LONGEST))
-        )
+        reader = TextReader(encoder(), PairedTexts(hidden=sum(trial.hidden), dropout=DROPOUT))
         reader.vectors = VECTORS
         return RewardModel(FeatureTrunk(reader), Heads((DEFAULT,), reader.width))
 
@@ -183,11 +200,8 @@ def trained(trial: Trial, rows: Rows, seed: int) -> RewardModel:
 
 def together(trial: Trial, rows: Rows, examples: Sequence[Any], settings: Settings) -> Floats:  # [N]
     """The mean reward of several models that differ by seed."""
-    found = [
-        trained(trial, rows, settings.seed + number).rewards(examples)[:, 0].numpy()
-        for number in range(settings.members)
-    ]
-    return np.mean(found, axis=0)
+    models = [trained(trial, rows, settings.seed + number) for number in range(settings.members)]
+    return np.mean([model.rewards(examples)[:, 0].numpy() for model in models], axis=0)
 
 
 def stacked(rows: Rows, parts: Floats, others: Floats, seed: int) -> tuple[Floats, Floats]:  # [N, 2], [M, 2]
@@ -203,9 +217,8 @@ def stacked(rows: Rows, parts: Floats, others: Floats, seed: int) -> tuple[Float
     model = trained(trial, told, seed)
 
     def rewards(some: Floats) -> Floats:
-        return model.rewards([Demonstration(None, np.asarray(each, dtype=np.float32)[None]) for each in some])[
-            :, 0
-        ].numpy()
+        read = [Demonstration(None, np.asarray(each, dtype=np.float32)[None]) for each in some]
+        return np.asarray(model.rewards(read)[:, 0])
 
     return rewards(others), rewards(parts)
 
@@ -518,11 +531,12 @@ def main() -> None:
     settings = Settings(outer=given.folds, seed=given.seed)
     if given.quick:
         rows, settings = rows[:: max(1, len(rows) // 100)], Settings(outer=2, inner=2, members=1)
+    if field.trials is TEXTS:
+        read_texts(rows, folder / "vectors.npz")
     found = cross_fitted(field, rows, settings, folder)
     result = outcome(field, rows, found, settings, time.monotonic() - start)
-    write_file(
-        folder / "summary.json", json.dumps({**result.to_json(), "settings": asdict(settings)}, indent=1).encode()
-    )
+    summary = {**result.to_json(), "settings": asdict(settings)}
+    write_file(folder / "summary.json", json.dumps(summary, indent=1).encode())
     for name, each in {**result.measures, **result.rules, **result.heldout}.items():
         print(f"{name:60s} {each}")
     for name, each in result.gains.items():
