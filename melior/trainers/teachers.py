@@ -126,7 +126,8 @@ class TeacherExamples:
         places = (self.starts[step.batch.columns[PLACE]][:, None] + steps)[mask]
         shape = (*mask.shape, self.ids.shape[1])
         ids = torch.full(shape, -1).masked_scatter(mask[:, :, None], self.ids[places].long())
-        told = torch.full(shape, -torch.inf).masked_scatter(mask[:, :, None], self.log_probs[places])
+        kept = self.log_probs[places]
+        told = torch.full(shape, -torch.inf, dtype=kept.dtype).masked_scatter(mask[:, :, None], kept)
         return step.with_columns(**{CANDIDATE_IDS: ids, TEACHER_CANDIDATES: told})
 
     def _told(
