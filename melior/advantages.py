@@ -91,7 +91,7 @@ def gae(
     known = (places < lengths) | ((places == lengths) & truncated[:, None])
     values = select(values, known)
     errors = select(rewards + discount * values[:, 1:] - values[:, :-1], mask)
-    result, behind = torch.zeros_like(errors), torch.zeros_like(errors[:, 0])
+    result, behind = torch.zeros_like(errors), errors.new_zeros(len(errors))
     for place in reversed(range(errors.shape[1])):
         behind = errors[:, place] + discount * trace * behind
         result[:, place] = behind

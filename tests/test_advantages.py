@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from melior.advantages import group_relative, informative, leave_one_out, whiten
+from melior.advantages import gae, group_relative, informative, leave_one_out, whiten
 
 ESTIMATORS = {
     "mean": group_relative,
@@ -93,3 +93,81 @@ def test_whitening_ignores_what_is_not_selected() -> None:
     assert torch.equal(found[mask], whiten(tensor(1.0, 2.0, 6.0)))
     assert found[1] == 0
     assert whiten(tensor(3.0)).tolist() == [0.0]
+
+
+def test_without_centring_signs_stay_and_the_spread_is_one() -> None:
+    given = tensor(1.0, 2.0, 6.0)
+    found = whiten(given, centre=False)
+    torch.testing.assert_close(found, given / given.std(unbiased=False))
+    assert whiten(tensor(3.0, 3.0), centre=False).tolist() == [3.0, 3.0]
+    assert whiten(tensor(0.0, 0.0), centre=False).tolist() == [0.0, 0.0]
+
+
+def test_whitening_of_decisions_counts_each_of_them_once() -> None:
+    values = torch.tensor([[1.0, 1.0, 9.0], [4.0, 7.0, 7.0]], dtype=torch.float64)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    found = whiten(values, mask)
+    assert torch.equal(found[mask], whiten(tensor(1.0, 1.0, 4.0)))
+    assert not bool(found[~mask].any())
+
+
+# ---------------------------------------------------------------- generalised advantages
+
+
+def episodes(data: st.DataObject) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rewards [B, T], values [B, T + 1], mask and which rows were cut short; garbage wherever nothing is decided."""
+    lengths = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=4))
+    width = max(lengths) + data.draw(st.integers(0, 2))
+    mask = torch.arange(width)[None, :] < torch.tensor(lengths)[:, None]
+    source = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
+    rewards = torch.randn(mask.shape, generator=source, dtype=torch.float64).masked_fill(~mask, math.nan)
+    values = torch.randn(len(lengths), width + 1, generator=source, dtype=torch.float64)
+    behind = torch.arange(width + 1)[None, :] > torch.tensor(lengths)[:, None]
+    truncated = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths))))
+    return rewards, values.masked_fill(behind, math.nan), mask, truncated
+
+
+def naive(rewards: Tensor, values: Tensor, mask: Tensor, cut: Tensor, discount: float, trace: float) -> list[list]:
+    """The definition: a sum over all later decisions of each one's temporal difference error."""
+    rows = []
+    for row, length in enumerate(mask.sum(1).tolist()):
+        value = [*values[row, :length].tolist(), float(values[row, length]) if cut[row] else 0.0]
+        error = [float(rewards[row, t]) + discount * value[t + 1] - value[t] for t in range(length)]
+        sums = [sum((discount * trace) ** (k - t) * error[k] for k in range(t, length)) for t in range(length)]
+        rows.append(sums + [0.0] * (mask.shape[1] - length))
+    return rows
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data(), st.floats(0, 1), st.floats(0, 1))
+def test_generalised_advantages_are_their_definition(data: st.DataObject, discount: float, trace: float) -> None:
+    given = episodes(data)
+    found = gae(*given, discount=discount, trace=trace).tolist()
+    for row, wanted in zip(found, naive(*given, discount, trace), strict=True):
+        assert row == pytest.approx(wanted, abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.floats(0, 1))
+def test_with_a_full_trace_they_are_returns_less_values(data: st.DataObject, discount: float) -> None:
+    rewards, values, mask, truncated = episodes(data)
+    found = gae(rewards, values, mask, truncated, discount=discount, trace=1.0)
+    for row, length in enumerate(mask.sum(1).tolist()):
+        to_go = float(values[row, length]) if truncated[row] else 0.0
+        for place in reversed(range(length)):
+            to_go = float(rewards[row, place]) + discount * to_go
+            assert float(found[row, place]) == pytest.approx(to_go - float(values[row, place]), abs=1e-12)
+
+
+def test_without_a_trace_only_the_next_value_is_believed() -> None:
+    rewards, values = torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0, 20.0, 40.0]])
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    ended, cut = torch.tensor([False]), torch.tensor([True])
+    assert gae(rewards, values, mask, ended, discount=0.5, trace=0.0).tolist() == [[1 + 10 - 10, 2 - 20]]
+    assert gae(rewards, values, mask, cut, discount=0.5, trace=0.0).tolist() == [[1 + 10 - 10, 2 + 20 - 20]]
+
+
+def test_the_defaults_are_undiscounted_with_a_trace_of_095() -> None:
+    rewards, values = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 3)
+    found = gae(rewards, values, torch.ones(1, 2, dtype=torch.bool), torch.tensor([False]))
+    assert found.tolist() == [pytest.approx([1 + 0.95 * 2, 2.0])]

@@ -11,10 +11,13 @@ from torch import Tensor
 from melior.errors import ShapeError
 from melior.losses.likelihood import nll_loss
 from melior.losses.policy_gradient import (
+    bounded_importance_weights,
+    cispo_loss,
     clipped_surrogate_loss,
     kl_penalty,
     overlong_penalty,
     policy_gradient_loss,
+    sequence_surrogate_loss,
     truncated_importance_loss,
     truncated_importance_weights,
 )
@@ -36,7 +39,11 @@ LOSSES = {
     "clipped_surrogate": lambda log_probs: clipped_surrogate_loss(
         log_probs, OLD, ADVANTAGES, clip_low=0.1, clip_high=0.3
     ),
+    "sequence_surrogate": lambda log_probs: sequence_surrogate_loss(
+        log_probs, OLD, ADVANTAGES[:, 0], MASK, clip_low=0.1, clip_high=0.3
+    ),
 }
+MASK = torch.tensor([[True] * 4, [True] * 3 + [False], [True] + [False] * 3])
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -94,6 +101,12 @@ def test_tensors_of_two_shapes_are_refused() -> None:
         clipped_surrogate_loss(draw(2, 3), draw(2, 3), draw(2, 1))
     with pytest.raises(ShapeError):
         kl_penalty(draw(2, 3), draw(1, 3))
+    with pytest.raises(ShapeError):
+        cispo_loss(draw(2, 3), draw(2, 3), draw(2))
+    with pytest.raises(ShapeError):
+        sequence_surrogate_loss(draw(2, 3), draw(2, 3), draw(2, 3), torch.ones(2, 3, dtype=torch.bool))
+    with pytest.raises(ShapeError):
+        sequence_surrogate_loss(draw(2, 3), draw(2, 3), draw(2), torch.ones(2, 2, dtype=torch.bool))
 
 
 def test_truncated_weights_are_ratios_up_to_the_clip_and_carry_no_gradient() -> None:
@@ -121,6 +134,56 @@ def test_unclipped_it_has_the_expected_gradient_of_the_reward_under_the_logging_
     found = gradient_of(behavior.exp() * loss, logits)
     expected = gradient_of(torch.log_softmax(logits, 0).exp() * rewards, logits)
     torch.testing.assert_close(found, -expected, rtol=0, atol=1e-12)
+
+
+def test_what_disagrees_beyond_the_bound_has_no_say() -> None:
+    behavior = torch.full((1, 6), -3.0, dtype=torch.float64)
+    ratios = [0.2, 0.51, 1.0, 1.99, 2.01, 1e300]
+    log_probs = (behavior + torch.tensor(ratios).double().log()).requires_grad_()
+    log_probs.data[0, 5] = 900.0
+    found = bounded_importance_weights(log_probs, behavior, bound=2.0)
+    assert found.tolist() == [pytest.approx([0.0, 0.51, 1.0, 1.99, 0.0, 0.0])] and not found.requires_grad
+    with pytest.raises(ShapeError):
+        bounded_importance_weights(log_probs, behavior[:, :2], bound=2.0)
+
+
+@pytest.mark.parametrize(
+    ("mean_ratio", "advantage", "loss", "slope"),  # of two decisions, so the slope by each is half the output's
+    [
+        (1.0, 2.0, -2.0, -1.0),
+        (1.25, 2.0, -2.5, -1.25),
+        (1.5, 2.0, -2.6, 0.0),
+        (1.5, -2.0, 3.0, 1.5),
+        (0.5, 2.0, -1.0, -0.5),
+        (0.5, -2.0, 1.6, 0.0),
+    ],
+)
+def test_an_output_is_clipped_as_a_whole(mean_ratio: float, advantage: float, loss: float, slope: float) -> None:
+    """One decision ten times likelier, the other as much less: only the geometric mean counts."""
+    old = torch.tensor([[-3.0, -2.0, math.nan]], dtype=torch.float64)
+    shift = math.log(mean_ratio) + torch.tensor([math.log(10), -math.log(10), 5.0], dtype=torch.float64)
+    log_probs, mask = (old + shift).requires_grad_(), torch.tensor([[True, True, False]])
+    given = torch.tensor([advantage], dtype=torch.float64)
+    value = sequence_surrogate_loss(log_probs, old, given, mask, clip_low=0.2, clip_high=0.3)
+    assert value.tolist()[0] == pytest.approx([loss, loss, 0.0], abs=1e-12)
+    found = gradient_of(value / 2, log_probs)[0].tolist()
+    assert found == pytest.approx([slope, slope, 0.0], abs=1e-12)
+
+
+def test_cispo_weighs_by_the_clipped_ratio_and_never_stops_the_gradient() -> None:
+    ratios = torch.tensor([[0.1, 0.5, 1.0, 3.0, 9.0]], dtype=torch.float64)
+    old = torch.full_like(ratios, -4.0)
+    for advantage in (2.0, -2.0):
+        log_probs = (old + ratios.log()).requires_grad_()
+        value = cispo_loss(log_probs, old, torch.full_like(old, advantage), clip_low=0.6, clip_high=4.0)
+        weights = [0.4, 0.5, 1.0, 3.0, 5.0]
+        assert gradient_of(value, log_probs)[0].tolist() == pytest.approx([-advantage * w for w in weights])
+        assert value[0].tolist() == pytest.approx(
+            [-advantage * w * lp for w, lp in zip(weights, log_probs[0].tolist(), strict=True)]
+        )
+    unbounded = (old + ratios.log()).requires_grad_()
+    found = gradient_of(cispo_loss(unbounded, old, torch.ones_like(old)), unbounded)[0].tolist()
+    assert found == pytest.approx([-0.1, -0.5, -1.0, -3.0, -5.0])
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
