@@ -28,11 +28,12 @@ from reward_floors import Floats, Rows
 from reward_page import write_page
 
 from melior.data.formats import canonical, fingerprint, read_examples
-from melior.data.splits import folds
+from melior.data.splits import folds, input_key
 from melior.durable import write_file
 from melior.evaluation.calibration import temperature_of
 from melior.evaluation.reward_model import RewardReport, reward_report
 from melior.metrics import auc
+from melior.policies.reward_ensemble import RewardEnsemble
 from melior.policies.reward_heads import DEFAULT, Heads
 from melior.policies.reward_model import Reward, RewardModel, sides
 from melior.policies.reward_segments import Segments
@@ -48,6 +49,7 @@ from melior.types import Demonstration, Preference, Rated
 PORTION = 1000  # outputs between two times that vectors are kept
 LONGEST = 128  # tokens of a prompt or an answer that MiniLM reads, the last ones: half the time of its 256
 DROPOUT = 0.3  # share of MiniLM's features left out while training: there are as many features as rows
+MELIOR, STACK = "melior", "melior, stacked on the linear model"
 TINY = 1e-12  # differences of areas under curves are equal but for rounding
 
 
@@ -67,6 +69,11 @@ TEXTS = (
     Trial(name="linear, 3 epochs", epochs=3, batch_size=64),
     Trial(name="linear, 12 epochs", epochs=12, batch_size=64),
     Trial(name="64 units, 6 epochs", hidden=(64,), epochs=6, batch_size=64),
+)
+TURNS = (  # there are three times as many, and two of three call an interface in few words
+    Trial(name="linear, 3 epochs", epochs=3, batch_size=128, learning_rate=2e-3),
+    Trial(name="linear, 12 epochs", epochs=12, batch_size=128, learning_rate=2e-3),
+    Trial(name="64 units, 6 epochs", hidden=(64,), epochs=6, batch_size=128, learning_rate=2e-3),
 )
 SEGMENTS = (
     Trial(name="linear, 60 epochs", epochs=60, batch_size=50, learning_rate=1e-2),
@@ -90,6 +97,16 @@ class Field:
     heldout: str = ""  # pairs that no fold holds
     scripted: str = ""  # the same pairs, labelled by the return that was earned
     rules: Mapping[str, Callable[[Sequence[Any]], Floats]] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> bool:
+        """Whether MiniLM reads the outputs."""
+        return self.trials is not SEGMENTS
+
+    @property
+    def claimed(self) -> str:
+        """What the claim is about, fixed before any run: for texts, where words tell, the stack; else melior alone."""
+        return STACK if self.texts else MELIOR
 
 
 def _robot(name: str, title: str, floor: float, speed: int | None) -> Field:
@@ -128,7 +145,7 @@ FIELDS = {
         measure="auc",
         linear=floors.tfidf_ratings,
         linear_name="TF-IDF, logistic regression",
-        trials=TEXTS,
+        trials=TURNS,
         rules={"a longer turn": floors.longest, "a call, no words": floors.is_call},
     ),
     "hopper": _robot("hopper", "a hopping robot", 0.743, 5),
@@ -236,9 +253,6 @@ class Fold:
     seconds: float
 
 
-MELIOR, STACK = "melior", "melior, stacked on the linear model"
-
-
 def measured(field: Field, learnt: Rows, unseen: Rows, settings: Settings) -> Fold:
     """The rewards of unseen rows by every method, each tuned inside the learnt rows."""
     start = time.monotonic()
@@ -312,7 +326,7 @@ def sure_as(rows: Rows, rewards: Floats) -> float:
 def cross_fitted(field: Field, rows: Rows, settings: Settings, folder: Path) -> list[Fold]:
     """Every row's rewards from models that never saw its group; folds that were kept are not made again."""
     found = []
-    key = fingerprint(rows)[:12] + canonical(asdict(settings))
+    key = canonical([fingerprint(rows), asdict(settings), [asdict(each) for each in field.trials], floors.STRENGTHS])
     for number, (learnt, unseen) in enumerate(folds(rows, settings.outer, seed=settings.seed), start=1):
         path = folder / "folds" / f"{number}.json"
         kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -356,13 +370,14 @@ class Outcome:
     report: RewardReport
     chosen: Mapping[str, Mapping[str, int]]  # method → setting → folds that chose it
     heldout: Mapping[str, Interval]
+    picks: Mapping[str, Interval]  # of the outputs that were rated for one input: how often the one picked is good
     limits: Sequence[str]
     seconds: float
 
     @property
     def best(self) -> str:
-        """What the claim is about: stacked for texts, where words tell; alone for segments, fixed before any run."""
-        return STACK if self.field.trials is TEXTS else MELIOR
+        """What the claim is about."""
+        return self.field.claimed
 
     @property
     def met(self) -> bool:
@@ -381,6 +396,7 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         """The figures of `summary.json`."""
         groups = {"measures": self.measures, "gains": self.gains, "rules": self.rules, "heldout": self.heldout}
+        groups["picks"] = self.picks
         return {
             "set": self.field.name,
             "met": self.met,
@@ -453,7 +469,7 @@ def outcome(field: Field, rows: Rows, found: Sequence[Fold], settings: Settings,
     kept = {name: judged.kept(rows, each) for name, each in rewards.items()}
     examples = sides(rows)
     rules = {name: judged.measure(judged.kept(rows, rule(examples))) for name, rule in field.rules.items()}
-    claimed = STACK if field.trials is TEXTS else MELIOR
+    claimed = field.claimed
     chosen = {method: dict(Counter(fold.chosen[method] for fold in found)) for method in found[0].chosen}
     return Outcome(
         field=field,
@@ -464,9 +480,35 @@ def outcome(field: Field, rows: Rows, found: Sequence[Fold], settings: Settings,
         report=reward_report(Told.of(rows, rewards[claimed].ravel()), rows),
         chosen=chosen,
         heldout=on_heldout(field, rows, chosen, settings) if field.heldout else {},
+        picks=picks(rows, kept[claimed]) if isinstance(rows[0], Rated) else {},
         limits=limits(judged, kept[claimed], kept[field.linear_name], len(rows)),
         seconds=seconds,
     )
+
+
+def picks(rows: Sequence[Rated], rewards: Floats) -> dict[str, Interval]:
+    """Best-of-n on what was logged: among the outputs of one input, good and bad ones, the one of most reward."""
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(input_key(row), []).append(place)
+    mixed = [found for found in places.values() if len({rows[place].rating for place in found}) > 1]
+    picked = np.array([rows[max(found, key=lambda place: rewards[place, 0])].rating for found in mixed])
+    drawn = np.array([np.mean([rows[place].rating for place in found]) for found in mixed])
+    clusters = [rows[found[0]].group for found in mixed]
+    name = f"of {len(mixed)} inputs with good and bad outputs"
+    told = {"picked by reward": picked, "drawn at random": drawn, "gain": picked - drawn}
+    return {f"{what}, {name}": mean_interval(each, clusters=clusters, bounds=(-1, 1)) for what, each in told.items()}
+
+
+def kept_model(
+    field: Field, rows: Rows, chosen: Mapping[str, Mapping[str, int]], settings: Settings, folder: Path
+) -> None:
+    """Melior's models as most folds chose them, from all rows, as a grader: `{"type": "learned", "model": folder}`."""
+    most = max(chosen["melior"], key=lambda name: chosen["melior"][name])
+    trial = next(each for each in field.trials if each.name == most)
+    ensemble = RewardEnsemble([trained(trial, rows, settings.seed + number) for number in range(settings.members)])
+    ensemble.centre(sides(rows[:200]))
+    ensemble.save(folder)
 
 
 def base_rates(rows: Rows) -> dict[str, Interval]:
@@ -531,16 +573,17 @@ def main() -> None:
     settings = Settings(outer=given.folds, seed=given.seed)
     if given.quick:
         rows, settings = rows[:: max(1, len(rows) // 100)], Settings(outer=2, inner=2, members=1)
-    if field.trials is TEXTS:
+    if field.texts:
         read_texts(rows, folder / "vectors.npz")
     found = cross_fitted(field, rows, settings, folder)
     result = outcome(field, rows, found, settings, time.monotonic() - start)
     summary = {**result.to_json(), "settings": asdict(settings)}
     write_file(folder / "summary.json", json.dumps(summary, indent=1).encode())
-    for name, each in {**result.measures, **result.rules, **result.heldout}.items():
-        print(f"{name:60s} {each}")
+    for name, each in {**result.measures, **result.rules, **result.heldout, **result.picks}.items():
+        print(f"{name:75s} {each}")
     for name, each in result.gains.items():
-        print(f"{name + ' less ' + field.linear_name:60s} {each}")
+        print(f"{name + ' less ' + field.linear_name:75s} {each}")
+    kept_model(field, rows, result.chosen, settings, folder / "model")
     print("\n".join([*result.limits, result.sentence, f"Page: {write_page(folder, result)}"]))
     if not result.met and not given.quick:
         raise SystemExit(1)

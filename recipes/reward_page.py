@@ -40,6 +40,9 @@ def write_page(folder: Path, result: Any) -> Path:
     if result.heldout:
         rows = [(name, str(each)) for name, each in result.heldout.items()]
         parts.insert(3, Part("Held-out pairs, and labels by return", [table(("judged by", field.measure), rows)]))
+    if result.picks:
+        rows = [(name, str(each)) for name, each in result.picks.items()]
+        parts.insert(3, Part("Best of what was logged", [table(("how one is chosen", "good"), rows)]))
     return write_document(
         folder / "report.html",
         field.title,
