@@ -140,7 +140,7 @@ def paired(
     sides: Sequence[tuple[Demonstration | Record, Demonstration | Record]],  # chosen and rejected; one or more
     labels: Mapping[str, Tensor],  # [P] each: probability, margin, weight
 ) -> tuple[Batch, list[int], int]:
-    """As `encode_pairs`, of sides that may be records, whose decisions stay as they were sampled; all may be dropped."""
+    """As `encode_pairs`, of sides that may be records, whose decisions stay as they were sampled; none need be left."""
     batch: Batch = policy.encode([side for pair in sides for side in pair])
     owners = batch.columns["examples"]
     decided = torch.zeros(2 * len(sides), dtype=torch.long).index_add_(0, owners, batch.mask.sum(1))

@@ -42,6 +42,7 @@ __all__ = [
     "simpo",
 ]
 
+ROUNDING = 32  # units in the last place by which a log-prob may change with the rows that stand beside it
 WATCHED = ("accuracy", "margin", "chosen", "rejected")  # means over pairs, by weight
 
 
@@ -157,7 +158,9 @@ class Pairwise:
     def _watched(self, pairs: Compared) -> dict[str, Tensor]:
         """Weighted sums over pairs: of rewards, and of pairs whose rewards stand as people said; undecided is half."""
         chosen, rejected = self.rewards(pairs)
-        agreed = torch.sign(chosen - rejected) * torch.sign(pairs.probability - 0.5)
+        least = self.beta * ROUNDING * torch.finfo(chosen.dtype).eps * (pairs.chosen.abs() + pairs.rejected.abs())
+        gap = torch.where((chosen - rejected).abs() > least, chosen - rejected, 0.0)
+        agreed = torch.sign(gap) * torch.sign(pairs.probability - 0.5)
         told = {"accuracy": (1 + agreed) / 2, "margin": chosen - rejected, "chosen": chosen, "rejected": rejected}
         return {name: (pairs.weight * told[name]).sum() for name in WATCHED}
 

@@ -104,9 +104,9 @@ class Judged:
 class Kto:
     """Makes desirable outputs likelier and undesirable ones less likely than the reference has them, up to a point.
 
-    Gains and losses are counted from how far the policy has moved anyway: the KL divergence from the reference, estimated
-    over mismatched outputs of the whole step, at least 0 and without a gradient. What is far beyond it says little more.
-    Losses weigh more than gains by undesirable_weight / desirable_weight; TRL has 1 for both.
+    Gains and losses are counted from how far the policy has moved anyway: the KL divergence from the reference,
+    estimated over mismatched outputs of the whole step, at least 0 and without a gradient. What is far beyond it says
+    little more. Losses weigh more than gains by undesirable_weight / desirable_weight; TRL has 1 for both.
 
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, §4.
     """
@@ -227,7 +227,7 @@ def encode_judged(
 
 
 def _judged(rows: Sequence[Rated | Preference], threshold: float) -> list[Rated]:
-    """Ratings as they are, and two for each preference: of the better output above the threshold, of the other below."""
+    """Ratings as they are, and two for each preference: the better output above the threshold, the other below."""
     if not rows:
         raise DataError("There are 0 ratings to learn from; add rows")
     found: list[Rated] = []
