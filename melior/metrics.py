@@ -24,6 +24,7 @@ Bools = NDArray[np.bool_]
 
 LEAST = 1e-12  # a probability of 0 counts as this much: its logarithm would be infinite
 BINS = 10  # of a reliability table, each with as many rows
+EQUAL = 1e-12  # deviations below this are rounding
 
 
 def accuracy(outputs: Sequence[Any], expected: Sequence[Any]) -> float:
@@ -178,6 +179,34 @@ def pass_at_k(samples: int, successes: int, k: int) -> float:
     if not (0 <= successes <= samples and 1 <= k <= samples):
         raise DataError(f"pass@{k} of {successes} successes in {samples} samples; needs 1 ≤ k ≤ samples")
     return 1.0 - math.comb(samples - successes, k) / math.comb(samples, k)
+
+
+def repeated_share(decisions: Sequence[Any], *, n: int = 4) -> float:
+    """The share of an output's n-grams that stood in it before; NaN where it has none.
+
+    >>> repeated_share([1, 2, 3, 4, 1, 2, 3, 4])
+    0.2
+
+    Source: Welleck et al. 2019, arXiv:1908.04319, §5 (seq-rep-n).
+    """
+    grams = len(decisions) - n + 1
+    if grams < 1:
+        return math.nan
+    return 1.0 - len({tuple(decisions[start : start + n]) for start in range(grams)}) / grams
+
+
+def correlation_within(first: ArrayLike, second: ArrayLike, groups: Sequence[Any]) -> float:  # [N], [N], [N]
+    """Pearson's correlation of what both deviate from their group's means; NaN where one does not deviate.
+
+    Groups of unlike level, such as hard inputs with long outputs, do not make it.
+    """
+    left, right = (np.array(values, dtype=np.float64) for values in (first, second))
+    _, index = np.unique(np.asarray(groups), return_inverse=True)
+    sizes = np.bincount(index)
+    for values in (left, right):
+        values -= (np.bincount(index, weights=values) / sizes)[index]
+    spread = math.sqrt(float((left**2).sum() * (right**2).sum()))
+    return float((left * right).sum()) / spread if spread > EQUAL * len(left) else math.nan
 
 
 # ---------------------------------------------------------------------- probabilities

@@ -35,7 +35,7 @@ def rise_chance(values: Sequence[float]) -> float:
     n = len(values)
     score = sum((later > earlier) - (later < earlier) for earlier, later in combinations(values, 2))
     pairs = n * (n - 1) // 2
-    discordant = (pairs - score) // 2  # the most inversions an order with this score has
+    discordant = (pairs - score + 1) // 2  # inversions of an order with this score; half a one of a tie counts whole
     return math.fsum(_inversions(n)[: max(0, discordant) + 1])
 
 
@@ -53,11 +53,11 @@ def shift_chance(before: Sequence[float], after: Sequence[float], *, floor: floa
 
     `floor` is the least standard deviation to reckon with: a few equal readings do not prove that there is no noise.
     """
-    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    freedom = len(first) + len(second) - 2
-    pooled = (((first - first.mean()) ** 2).sum() + ((second - second.mean()) ** 2).sum()) / freedom
-    error = math.sqrt(max(float(pooled), floor**2) * (1 / len(first) + 1 / len(second)))
-    rise = float(second.mean() - first.mean())
+    first, second = math.fsum(before) / len(before), math.fsum(after) / len(after)
+    freedom = len(before) + len(after) - 2
+    squares = math.fsum((value - first) ** 2 for value in before) + math.fsum((value - second) ** 2 for value in after)
+    error = math.sqrt(max(squares / freedom, floor**2) * (1 / len(before) + 1 / len(after)))
+    rise = second - first
     if error == 0:
         return 0.0 if rise > 0 else 1.0
     return float(stdtr(freedom, -rise / error))

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 from melior.evaluation.trends import parting_chance, shift_chance
 
-WINDOW = 10  # readings: their mean has a third of the noise of one
+WINDOW = 10  # readings: their mean or median has about a third of the noise of one
 START = 5  # first readings that growth is told against; a fast run has moved after more
 SURE = 1e-4  # the chance of luck below which a part of the reward counts as risen or fallen
 SPREAD = 0.02  # of a part's size: the least noise to reckon with
@@ -50,11 +50,15 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Recent:
-    """The mean of the last readings, or of their distance from `centre`; 0 where it did not rise by `rises`."""
+    """The median of the last readings, or its distance from `centre`; 0 where it did not rise by `rises`.
+
+    A share, which lies between 0 and 1 and is often 0, is told by its mean; no single reading can pull that far.
+    """
 
     together: ClassVar[bool] = False
     least: ClassVar[int] = 1
     window: int = WINDOW
+    share: bool = False
     centre: float | None = None
     rises: float = 0.0  # times the start
 
@@ -63,21 +67,21 @@ class Recent:
         if len(values) < self.window:
             return None
         start = _start(readings[watched.names[0]])
-        recent = _mean(values)
+        recent = _mean(values) if self.share else median(values)
         value = recent if self.centre is None else abs(recent - self.centre)
         return Value(value if recent >= self.rises * start else 0.0, {"start": start})
 
 
 @dataclass(frozen=True)
 class Growth:
-    """The mean of the last readings as a multiple of the first ones."""
+    """The median of the last readings as a multiple of the first ones' mean."""
 
     together: ClassVar[bool] = False
     least: ClassVar[int] = 1
 
     def __call__(self, watched: Watched, readings: Readings) -> Value | None:
         series = readings[watched.names[0]]
-        start, recent = _start(series), _mean(_values(series, WINDOW))
+        start, recent = _start(series), median(_values(series, WINDOW))
         if len(series) < START + WINDOW or start <= 0:
             return None
         return Value(recent / start, {"start": start, "recent": recent})
@@ -119,7 +123,7 @@ class LengthAsReward:
         correlations, lengths = (readings[name] for name in watched.names)  # sorted: length_…, mean_…
         if len(correlations) < WINDOW or len(lengths) < START + WINDOW:
             return None
-        start, recent = _start(lengths), _mean(_values(lengths, WINDOW))
+        start, recent = _start(lengths), median(_values(lengths, WINDOW))
         value = _mean(_values(correlations, WINDOW)) if recent >= self.grown * start else 0.0
         return Value(value, {"start": start, "recent": recent})
 
@@ -156,7 +160,7 @@ class Contrasts:
 
 @dataclass(frozen=True)
 class Dominance:
-    """The largest part's share in the sum of all parts' absolute means; 0 where it has not grown by `grown`."""
+    """The largest part's share in the sum of all parts' absolute medians; 0 where it has not grown by `grown`."""
 
     together: ClassVar[bool] = True
     least: ClassVar[int] = 2
@@ -166,7 +170,7 @@ class Dominance:
         if any(len(readings[name]) < START + WINDOW for name in watched.names):
             return None
         first = {name: abs(_start(readings[name])) for name in watched.names}
-        last = {name: abs(_mean(_values(readings[name], WINDOW))) for name in watched.names}
+        last = {name: abs(median(_values(readings[name], WINDOW))) for name in watched.names}
         largest = max(last, key=lambda name: last[name])
         share = last[largest] / (math.fsum(last.values()) or 1.0)
         start = first[largest] / (math.fsum(first.values()) or 1.0)

@@ -64,7 +64,7 @@ ALARMS: Sequence[Alarm] = (
     Alarm(
         name="repetition",
         reads=("completions/repetition",),
-        rule=Recent(rises=1.5),
+        rule=Recent(share=True, rises=1.5),
         warn=0.2,
         stop=0.5,
         watches="share of 4-grams of an output that it had already, once half more than at the start",
@@ -140,7 +140,7 @@ ALARMS: Sequence[Alarm] = (
     Alarm(
         name="contrast",
         reads=("frac_reward_zero_std",),
-        rule=Recent(),
+        rule=Recent(share=True),
         warn=0.8,
         watches="share of groups whose rewards are all equal",
         told="{value:.0%} of groups have equal rewards and teach nothing (limit {limit:.0%})",
@@ -161,7 +161,7 @@ ALARMS: Sequence[Alarm] = (
     Alarm(
         name="truncation",
         reads=("completions/clipped_ratio",),
-        rule=Recent(),
+        rule=Recent(share=True),
         warn=0.3,
         watches="share of outputs cut at max_tokens",
         told="{value:.0%} of outputs are cut at max_tokens (limit {limit:.0%})",
@@ -171,7 +171,7 @@ ALARMS: Sequence[Alarm] = (
     Alarm(
         name="grader_errors",
         reads=("grader_error_rate",),
-        rule=Recent(),
+        rule=Recent(share=True),
         warn=0.05,
         watches="share of outputs that no grader could judge",
         told="graders failed on {value:.0%} of outputs (limit {limit:.0%})",
@@ -213,7 +213,7 @@ ALARMS: Sequence[Alarm] = (
     Alarm(
         name="not_finite",
         reads=("skipped",),
-        rule=Recent(window=20),
+        rule=Recent(share=True, window=20),
         warn=0.1,
         patience=1,
         watches="share of the last twenty steps whose loss or gradient was not finite",

@@ -19,7 +19,9 @@ Correction = Literal["none", "decision", "output"]
 
 # Fine about 1, where on-policy ratios lie.
 RATIO_EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01, 1.05, 1.1, 1.2, 1.28, 1.5, 2.0, 4.0)
-WATCHED = ("ratio", "clip_low", "clip_high", "kl_old", "kl_reference", "sampler_gap")  # means over decisions
+TAILS = (0.5, 2.0)  # ratios beyond which a decision is far from where it was sampled
+# means over decisions
+WATCHED = ("ratio", "ratio_tails", "clip_low", "clip_high", "kl_old", "kl_reference", "sampler_gap")
 
 
 def column(batch: Batch, name: str, log_probs: Tensor) -> Tensor:  # [B, T]
@@ -119,6 +121,7 @@ def watched(
     ratio = ratios(log_probs - old)
     told = {
         "ratio": select(ratio, mask).sum(),
+        "ratio_tails": select((ratio < TAILS[0]) | (ratio > TAILS[1]), mask).double().sum(),
         "clip_low": select((ratio < 1 - clip_low) & (advantages < 0), mask).double().sum(),
         "clip_high": select((ratio > 1 + clip_high) & (advantages > 0), mask).double().sum(),
         "kl_old": kl_k3(old, log_probs).sum(),

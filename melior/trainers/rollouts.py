@@ -14,6 +14,7 @@ from melior.advantages import informative
 from melior.data.formats import as_json
 from melior.errors import ConfigError, DataError, MissingLogProbs
 from melior.masking import padded
+from melior.metrics import correlation_within, repeated_share
 from melior.policies.base import Batch
 from melior.rewards.base import FailureLimit
 from melior.rollouts.collect import Grades, Rollout, collect
@@ -156,16 +157,29 @@ def measured(rollouts: Sequence[Rollout]) -> dict[str, float]:
         for name, value in rollout.score.parts.items():
             parts.setdefault(f"rewards/{name}/mean", []).append(value)
     chances = [value for rollout in rollouts for value in rollout.record.behavior_log_probs or ()]
+    graded = [(r.reward, length, r.record.group) for r, length in zip(rollouts, lengths) if not math.isnan(r.reward)]
+    defined = {
+        "completions/repetition": _mean([repeated_share(rollout.record.decisions or ()) for rollout in rollouts]),
+        "completions/length_correlation": correlation_within(*zip(*graded)) if graded else math.nan,
+    }
     return {
         **{name: sum(values) / len(values) for name, values in parts.items()},
         **({"sampled_entropy": -sum(chances) / len(chances)} if chances else {}),  # nats, an estimate without bias
         "reward": float(valid.mean()) if len(valid) else float("nan"),
         "reward_std": float(valid.std(unbiased=False)) if len(valid) else float("nan"),
         "grader_errors": float(sum(bool(rollout.score.error) for rollout in rollouts)),
+        "grader_error_rate": sum(bool(rollout.score.error) for rollout in rollouts) / max(1, len(rollouts)),
         "completions/mean_length": sum(lengths) / max(1, len(lengths)),
         "completions/clipped_ratio": sum(r.record.finish == "length" for r in rollouts) / max(1, len(rollouts)),
         "num_tokens": float(sum(lengths)),
+        **{name: value for name, value in defined.items() if not math.isnan(value)},
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of what is defined, NaN where nothing is."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 def shown(rollout: Rollout) -> dict[str, Any]:
