@@ -98,15 +98,19 @@ class Tabular:
         )
 
     def cut(self, batch: Batch, budget: int | None = None) -> Iterator[list[int]]:
-        """In order, at most `budget` decisions each; None is everything at once."""
+        """In order, at most `budget` decisions each; None is everything at once. Whole groups are not parted."""
+        together: dict[int, list[int]] = {}
+        for row, group in enumerate(batch.groups.tolist() if batch.whole else range(len(batch))):
+            together.setdefault(group, []).append(row)
         rows: list[int] = []
         cost = 0
-        for row, (output, _) in enumerate(batch.outputs):
-            if rows and budget is not None and cost + len(output) > budget:
+        for members in together.values():
+            needed = sum(len(batch.outputs[row][0]) for row in members)
+            if rows and budget is not None and cost + needed > budget:
                 yield rows
                 rows, cost = [], 0
-            rows.append(row)
-            cost += len(output)
+            rows += members
+            cost += needed
         if rows:
             yield rows
 

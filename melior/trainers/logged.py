@@ -142,7 +142,7 @@ class OffPolicy:
             batch = batch.with_columns(frozen_log_probs=policy.reference_log_probs(batch))
         if self.normalized:
             log_probs = score_all(policy, batch)
-            weights = self._weights(log_probs, batch.columns["behavior_log_probs"], batch.mask)[:, 0]
+            weights = self._weights(log_probs, batch.columns["behavior_log_probs"], batch.mask)[:, :1].sum(1)
             batch = batch.with_columns(importance=weights)
         return replace(step, batch=batch.with_columns(advantages=self._advantages(batch)))
 
@@ -190,7 +190,7 @@ class OffPolicy:
     def loss(self, scored: Scored, batch: Batch) -> list[Term]:
         mask = batch.mask.to(scored.log_probs.device)
         behavior = select(batch.columns["behavior_log_probs"].to(scored.log_probs), mask)
-        advantages = batch.columns["advantages"].to(scored.log_probs)
+        advantages = select(batch.columns["advantages"].to(scored.log_probs), mask)
         weighed = batch.columns["frozen_log_probs"].to(scored.log_probs) if self.frozen else scored.log_probs
         weights = self._weights(weighed, behavior, mask)
         # What this policy can no longer decide weighs nothing, and its logarithm has no gradient worth having.

@@ -53,8 +53,10 @@ class References:
         self._open()
         groups: dict[tuple[int, int], list[int]] = {}
         contents = batch.columns[CONTENT].tolist()
-        for row, key in enumerate(zip(batch.groups.tolist(), contents, strict=True)):
-            groups.setdefault(key, []).append(row)
+        keys = list(zip(batch.groups.tolist(), contents, strict=True))
+        # What is kept of a group is in the order of its examples, whatever the order of a batch's rows.
+        for row in sorted(range(len(batch)), key=batch.columns["examples"].tolist().__getitem__):
+            groups.setdefault(keys[row], []).append(row)
         fresh: list[int] = []
         result = torch.zeros(batch.mask.shape, dtype=torch.float64)
         for (_, content), rows in groups.items():

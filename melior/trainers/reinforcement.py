@@ -156,7 +156,7 @@ class Reinforcement:
     def _rewards(self, batch: Batch) -> Tensor:  # [B]
         """What outputs earned, less the penalty for length; NaN for those that take no part."""
         rewards = batch.columns["rewards"]
-        if self.overlong_margin:
+        if self.overlong_margin and len(batch):
             limit = int(batch.columns["limit"][0])
             rewards = rewards + overlong_penalty(batch.mask.sum(1), limit=limit, margin=self.overlong_margin)
         return rewards.masked_fill(batch.columns["truncated"], torch.nan) if self.drop_truncated else rewards
@@ -184,7 +184,8 @@ class Reinforcement:
     def active(self, batch: Batch) -> list[int]:
         rows = batch.mask.any(1)
         if not (self.entropy or (self.beta and self.kl == "loss")):
-            rows = rows & (batch.columns["advantages"] != 0).reshape(len(batch), -1).any(1)
+            told = batch.columns["advantages"] != 0  # [B], or [B, T]
+            rows = rows & (told.any(1) if told.dim() > 1 else told)
         return rows.nonzero()[:, 0].tolist()
 
     def loss(self, scored: Scored, batch: Batch) -> list[Term]:
