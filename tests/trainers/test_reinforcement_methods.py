@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch
 from probes import Fixed, distance, gradient
 from tabular import Reward, Tabular, tasks_for
 from test_gradients import GROUPS, LENGTHS, OLD, REWARDS, SHIFTS, NoPolicy, graded, padded, table
+from test_ppo import MADE, even
 from torch import Tensor
 
 from melior.errors import ConfigError, MissingLogProbs
 from melior.losses.divergence import adaptive_beta
 from melior.policies.base import Batch, Scored
+from melior.policies.language import LanguagePolicy
 from melior.trainers.loop import FitConfig, Run, fit
 from melior.trainers.reinforcement import METHODS, Reinforcement, Rollouts, reinforcement
 from melior.trainers.steps import Step
@@ -358,3 +361,22 @@ def test_a_correction_without_what_the_sampler_said_is_refused() -> None:
     steps = Rollouts(policy, [Task("a")], grader, Sampling(n=4, top_p=0.9))
     with pytest.raises(MissingLogProbs, match=r"4 rows have no behavior_log_probs .*without top_k"):
         Reinforcement(correction="decision").prepare(steps(0), policy)
+
+
+# ---------------------------------------------------------------- whatever the policy decides
+
+
+@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize("method", ["rloo", "reinforce++", "gspo", "cispo"])
+def test_every_kind_of_policy_has_the_same_gradient_however_it_is_cut(
+    kind: str, method: Any, learner: Callable[..., LanguagePolicy], tmp_path: Path
+) -> None:
+    policy, inputs = MADE[kind](learner)
+    steps = Rollouts(policy, [Task(one) for one in inputs], Reward(even), Sampling(n=6, max_tokens=4, seed=2))
+    objective = reinforcement(method, correction="decision")
+    batch = steps(0).batch
+    whole = gradient(policy, batch, objective, tmp_path / "whole", micro_batch=10_000)
+    assert any(bool(tensor.any()) for tensor in whole.values())
+    for budget in (1, 30):
+        found = gradient(policy, batch, objective, tmp_path / str(budget), micro_batch=budget)
+        assert distance(found, whole) <= 1e-4  # in fp32; above it is 1e-12 in fp64
