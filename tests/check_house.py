@@ -1,4 +1,4 @@
-"""Checks what no linter knows: banned calls, and the README's tree against the packages' docstrings.
+"""Checks what no linter knows: banned calls, test files of one name, and the README's tree against the packages' docstrings.
 
 Run with --write to put the current tree into README.md.
 """
@@ -36,6 +36,7 @@ def main() -> int:
         write_tree()
     faults = [fault for file in sorted((ROOT / "melior").rglob("*.py")) for fault in banned(file)]
     faults += [f"{file.relative_to(ROOT)}: has no caption" for file in modules() if not caption(file)]
+    faults += namesakes()
     readme = (ROOT / "README.md").read_text()
     if START not in readme or readme.split(START)[1].split(END)[0].strip() != fenced().strip():
         faults.append("README.md: the tree is out of date; run python tests/check_house.py --write")
@@ -65,6 +66,14 @@ def says(call: ast.AST, wanted: tuple[str, bool] | None) -> bool:
     """Whether a call has the keyword with the very value."""
     keywords = call.keywords if isinstance(call, ast.Call) else []
     return any((k.arg, k.value.value) == wanted for k in keywords if isinstance(k.value, ast.Constant))
+
+
+def namesakes() -> list[str]:
+    """Test files of one name: pytest refuses to collect the second."""
+    named: dict[str, list[str]] = {}
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        named.setdefault(file.name, []).append(str(file.relative_to(ROOT)))
+    return [f"{' and '.join(files)}: test files need names of their own" for files in named.values() if len(files) > 1]
 
 
 def modules() -> list[Path]:
