@@ -1,4 +1,4 @@
-"""Checks what no linter knows: banned calls, test files of one name, and the README's tree against the packages' docstrings.
+"""Checks what no linter knows: banned calls, namesakes among the tests, and the README's tree of captions.
 
 Run with --write to put the current tree into README.md.
 """
