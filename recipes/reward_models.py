@@ -94,14 +94,10 @@ class Field:
     linear: floors.Learner
     linear_name: str
     trials: tuple[Trial, ...]
+    texts: bool = True  # whether MiniLM reads the outputs
     heldout: str = ""  # pairs that no fold holds
     scripted: str = ""  # the same pairs, labelled by the return that was earned
     rules: Mapping[str, Callable[[Sequence[Any]], Floats]] = field(default_factory=dict)
-
-    @property
-    def texts(self) -> bool:
-        """Whether MiniLM reads the outputs."""
-        return self.trials is not SEGMENTS
 
     @property
     def claimed(self) -> str:
@@ -121,6 +117,7 @@ def _robot(name: str, title: str, floor: float, speed: int | None) -> Field:
         linear=floors.linear_segments,
         linear_name="linear Bradley–Terry",
         trials=SEGMENTS,
+        texts=False,
         rules={"the faster one": floors.column_rule(speed)} if speed is not None else {},
     )
 

@@ -256,7 +256,7 @@ class Judged:
         if self.several:
             found["label_accuracy"] = ((self.truth == self.decided).mean(1), UNIT)
         if self.probabilities is not None:
-            found["log_loss"] = (-columns[LOG_PROB], None)
+            found["log_loss"] = (np.maximum(-columns[LOG_PROB], 0.0), (0.0, math.inf))
             top = float(len(self.labels)) if self.several else 1.0 + (len(self.labels) > 2)
             found["brier"] = (brier_scores(self.probabilities, self.truth, several=self.several), (0.0, top))
         if self.costs is not None:

@@ -136,7 +136,7 @@ def _on_pairs(model: Rewards, rows: Sequence[Any], head: str, left: dict[str, in
     sure = np.abs(gaps)
     measures = {
         "accuracy": mean_interval(right, clusters=clusters, bounds=(0.0, 1.0)),
-        "log_loss": mean_interval(np.logaddexp(0, -gaps), clusters=clusters),
+        "log_loss": mean_interval(np.logaddexp(0, -gaps), clusters=clusters, bounds=(0.0, math.inf)),
     }
 
     def measure(places: np.ndarray) -> Interval:
