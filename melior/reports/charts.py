@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from melior.reports.curves import Chart, Curve, Point, thinned
 from melior.reports.files import Row, number
-from melior.reports.text import compact, escaped, short
+from melior.reports.text import compact, counted, escaped, short
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26  # margins
 TICKS = 4  # about so many on an axis
 COLUMNS = 48  # of a histogram over time
 TABLE_ROWS = 12  # of the table that stands in for a chart
+TAGS = 4  # names of alarms below each other, before they begin at the top again
 FAR = 6.0  # times the spread of the middle: values beyond would flatten the rest, so the axis leaves them out
 
 
@@ -31,10 +32,12 @@ def line_chart(chart: Chart, steps: int) -> str:
         for index, curve in enumerate(chart.curves)
     )
     note = f'<p class="note">{escaped(chart.note)}</p>' if chart.note else ""
+    told += f", over {counted(steps, 'step')}"
+    told += "".join(f"; alarm {name} after step {step:.0f}" for step, name, _ in chart.marks)
     return (
         f'<figure class="chart"><figcaption><h3>{escaped(chart.title)}</h3>'
         f'<ul class="legend">{legend}</ul></figcaption>'
-        f"{_svg(chart.title, f'{told}, over {steps} steps', _axes(scale) + drawn, scale)}{note}{_table(chart)}</figure>"
+        f"{_svg(chart.title, told, _axes(scale) + _marked(chart, scale) + drawn, scale)}{note}{_table(chart)}</figure>"
     )
 
 
@@ -46,7 +49,8 @@ def histogram_chart(title: str, note: str, name: str, rows: Sequence[Row]) -> st
     edges = found[-1][1]["edges"]
     alike = [(step, each) for step, each in found if each["edges"] == edges]
     if len(alike) < len(found):
-        note += f" {len(found) - len(alike)} of {len(found)} steps had other bins than the last and are not drawn."
+        other = len(found) - len(alike)
+        note += f" {other} of {counted(len(found), 'step')} had other bins than the last and are not drawn."
     columns = list(_columns(alike))
     first, last = columns[0][0], columns[-1][1]
     scale = _Scale(first, last, 0.0, float(len(edges) - 1))
@@ -165,6 +169,21 @@ def _x_axis(scale: _Scale) -> str:
     return (
         f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>{labels}'
     )
+
+
+def _marked(chart: Chart, scale: _Scale) -> str:
+    """A line where an alarm rang, with its name; red where it stopped the run."""
+    drawn = ""
+    for place, (step, name, stops) in enumerate(chart.marks):
+        x, style = scale.x(step), "alarm stops" if stops else "alarm"
+        anchor, shift = ("start", 4) if x < WIDTH / 2 else ("end", -4)
+        drawn += (
+            f'<g class="{style}"><line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+            f'<path d="M{x:.1f} {TOP + 1}l-4 -7h8z"/>'
+            f'<text x="{x + shift:.1f}" y="{TOP + 8 + 12 * (place % TAGS)}" text-anchor="{anchor}">'
+            f"{escaped(name)}</text><title>{escaped(name)} after step {step:.0f}</title></g>"
+        )
+    return drawn
 
 
 def _drawn(index: int, curve: Curve, scale: _Scale) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from melior.reports.alarms import marks, rung
 from melior.reports.files import Row, RunFiles, number
 
 POINTS = 320  # of a curve on the page: more than a chart has pixels to tell apart
@@ -42,6 +43,7 @@ class Chart:
     title: str
     note: str  # what to look for
     curves: Sequence[Curve]
+    marks: Sequence[tuple[float, str, bool]] = ()  # steps done, what rang then, whether it stopped the run
 
 
 # title, what to look for, metric → label. The first that matches a metric has it; what no row names gets its own chart.
@@ -79,6 +81,11 @@ CHARTS: Sequence[tuple[str, str, Mapping[str, str]]] = (
     ),
     ("Ratio", "Probability now over probability when sampled; 1 is on-policy.", {"policy/ratio": "mean ratio"}),
     (
+        "Far ratios",
+        "Share of decisions that became more than twice as probable, or half as, within a step.",
+        {"policy/ratio_tails": "below 1/2 or above 2"},
+    ),
+    (
         "Clipped decisions",
         "Share of decisions whose gradient is cut off because the policy moved too far.",
         {"policy/clip_low": "made less probable", "policy/clip_high": "made more probable"},
@@ -92,6 +99,16 @@ CHARTS: Sequence[tuple[str, str, Mapping[str, str]]] = (
         "Cut completions",
         "Share that ran into max_tokens; raise it, or punish length, where it grows.",
         {"completions/clipped_ratio": "cut at max_tokens"},
+    ),
+    (
+        "Repetition",
+        "Share of an output's runs of four decisions that it had already. A rise is degenerate text.",
+        {"completions/repetition": "repeated 4-grams"},
+    ),
+    (
+        "Reward and length",
+        "Correlation within groups. Near 1 the reward pays for length.",
+        {"completions/length_correlation": "correlation"},
     ),
     ("Gradient norm", "Before clipping. Spikes come before trouble.", {"grad_norm": "gradient norm"}),
     ("Learning rate", "", {"learning_rate": "learning rate"}),
@@ -121,14 +138,30 @@ CHARTS: Sequence[tuple[str, str, Mapping[str, str]]] = (
         {"policy/sampler_gap": "difference in nats"},
     ),
 )  # fmt: skip
+OF_TEXTS = "completions/"  # what metrics of outputs that are texts begin with
+NO_TEXTS = ("classifier", "slate")  # policies whose outputs have a number of decisions that is given
 POLICY_LOSS = "The loss of a policy gradient need not fall: its data change with the policy. Look at the reward."
 # Follow from others, or say only how the step was made up; still in metrics.jsonl.
-UNDRAWN = ("step", "epoch", "nll", "policy", "decisions", "num_tokens", "rows", "skipped", "rounds", "entropy", "kl")
+UNDRAWN = (
+    "step",
+    "epoch",
+    "nll",
+    "policy",
+    "decisions",
+    "num_tokens",
+    "rows",
+    "skipped",
+    "rounds",
+    "entropy",
+    "kl",
+    "grader_error_rate",
+)
 
 
 def charts_of(run: RunFiles) -> list[Chart]:
     """Everything worth drawing of a run. Metrics that never change are left to `constants`."""
     found = {curve.name: curve for curve in _curves(run)}
+    rang = rung(run)
     charts = []
     for title, note, patterns in CHARTS:
         named = [(name, label) for name in found for label in [_label(name, patterns)] if label]
@@ -138,9 +171,9 @@ def charts_of(run: RunFiles) -> list[Chart]:
         if title == "Loss" and not any(curve.heldout for curve in curves):
             note = POLICY_LOSS if run.method == "rft" else ""
         if any(not curve.constant or len(curve.points) == 1 or curve.heldout for curve in curves):
-            charts.append(Chart(title, note, curves))
+            charts.append(Chart(title, note, curves, marks(rang, [curve.name for curve in curves])))
     rest = [curve for name, curve in found.items() if name not in UNDRAWN and not curve.constant]
-    return charts + [Chart(curve.label, "", [curve]) for curve in rest]
+    return charts + [Chart(curve.label, "", [curve], marks(rang, [curve.name])) for curve in rest]
 
 
 def constants(run: RunFiles) -> dict[str, float]:
@@ -189,7 +222,7 @@ def _curves(run: RunFiles) -> Iterator[Curve]:
     for row in run.metrics:
         for name, value in {**row, **_derived(row)}.items():
             found = number(value)
-            if found is not None and name != "step":
+            if found is not None and name != "step" and not (name.startswith(OF_TEXTS) and run.kind in NO_TEXTS):
                 series.setdefault(name, []).append((float(row["step"]) + 1, found))
     for name, when in (("heldout_reward", "reward"), ("heldout_greedy", "greedy")):
         ends = _ends(run, when)

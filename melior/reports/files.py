@@ -30,6 +30,7 @@ class RunFiles:
     samples: Sequence[Row] = ()  # outputs that were learnt from
     heldout: Sequence[Row] = ()  # outputs of the same few held-out items at every evaluation
     histograms: Sequence[Row] = ()
+    alarms: Sequence[Row] = ()  # that rang, in order
     run: Row = field(default_factory=dict)  # run.json: settings, fingerprints, environment
     status: Row = field(default_factory=dict)
     data: Row = field(default_factory=dict)
@@ -57,6 +58,13 @@ class RunFiles:
         named = self.settings.get("method") or self.run.get("objective", {}).get("name", "")
         short = {"Supervised": "sft", "Reinforcement": "rft", "OffPolicy": "off_policy", "Dpo": "dpo"}
         return short.get(named, str(named))
+
+    @property
+    def kind(self) -> str:
+        """Of the policy: language, classifier, slate; empty where nobody says."""
+        model = self.settings.get("model")
+        asked = model.get("kind") if isinstance(model, dict) else None
+        return str(self.run.get("kind") or self.result.get("kind") or asked or "")
 
     @property
     def steps(self) -> int:
@@ -94,6 +102,7 @@ def read_run(folder: str | Path) -> RunFiles:
         samples=read_lines(folder / "samples.jsonl"),
         heldout=read_lines(folder / "heldout.jsonl"),
         histograms=_steps(read_lines(folder / "histograms.jsonl")),
+        alarms=read_lines(folder / "alarms.jsonl"),
         run=_mapping(folder / "run.json"),
         status=_mapping(folder / STATUS),
         data=_mapping(folder / "data.json"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from melior.evaluation.overfitting import overfitting
+from melior.reports.alarms import alarmed, sentences
 from melior.reports.curves import Curve, curve_of
 from melior.reports.files import RunFiles, number
-from melior.reports.text import short
+from melior.reports.text import counted, short
 
 FEW = 8  # steps that are named one by one
 GAP = 1e-3  # nats by which sampler and scorer may differ: ten times what rounding costs
@@ -16,14 +17,15 @@ NO_CONTRAST = 0.8  # of groups: then most of what is sampled teaches nothing
 TAIL = 5  # last steps that a present state is read from
 
 
-def findings(run: RunFiles) -> list[str]:
-    """Sentences, the gravest first; none where all is well."""
-    return [*_ended(run), *_skipped(run), *_unfinite(run), *_trends(run), *_lost(run)]
+def findings(run: RunFiles, *, alarms: bool = True) -> list[str]:
+    """Sentences, the gravest first; none where all is well. A page lists alarms by themselves."""
+    rang = sentences(run) if alarms else []
+    return [*_ended(run), *rang, *_skipped(run), *_unfinite(run), *_trends(run), *_lost(run)]
 
 
 def _ended(run: RunFiles) -> Iterator[str]:
     total, error = run.total, str(run.status.get("error") or "")
-    of = f"after {run.steps} of {total} steps" if total else f"after {run.steps} steps"
+    of = f"after {run.steps} of {counted(total, 'step')}" if total else f"after {counted(run.steps, 'step')}"
     if run.state == "failed":
         yield f"The run failed {of}: {error.splitlines()[0] if error else 'no message'}"
     elif run.state == "interrupted":
@@ -41,14 +43,16 @@ def _skipped(run: RunFiles) -> Iterator[str]:
     steps = [int(row["step"]) + 1 for row in run.metrics if (number(row.get("skipped")) or 0) > 0]
     if steps:
         named = ", ".join(map(str, steps[:FEW])) + (" …" if len(steps) > FEW else "")
-        yield f"{len(steps)} steps had a loss or gradient that was not finite and left the weights alone: {named}."
+        had = f"{counted(len(steps), 'step')} had a loss or gradient that was not finite"
+        yield f"{had} and left the weights alone: {named}."
 
 
 def _unfinite(run: RunFiles) -> Iterator[str]:
     for name in ("loss", "reward", "heldout_loss", "heldout_reward"):
         count = sum(name in row and number(row[name]) is None for row in run.metrics)
         if count:
-            yield f"{name} was not a number at {count} of {len(run.metrics)} steps; those are gaps in the curves."
+            of, gap = counted(len(run.metrics), "step"), "that is a gap" if count == 1 else "those are gaps"
+            yield f"{name} was not a number at {count} of {of}; {gap} in the curves."
 
 
 def _trends(run: RunFiles) -> Iterator[str]:
@@ -56,6 +60,7 @@ def _trends(run: RunFiles) -> Iterator[str]:
     told = overfitting(seen, restored=run.status.get("best_step") is not None)
     if told:
         yield f"{told[0].upper()}{told[1:]}."
+    told_by_alarms = alarmed(run)
     for name, limit, sentence in (
         ("policy/sampler_gap", GAP, "Sampler and scorer differ by {} nats; log-probs of samples cannot be trusted."),
         ("completions/clipped_ratio", MOST_CUT, "{} of completions are cut at max_tokens; raise sampling.max_tokens."),
@@ -63,6 +68,8 @@ def _trends(run: RunFiles) -> Iterator[str]:
     ):
         if "gap" in name and run.run.get("config", {}).get("minibatches", 1) > 1:
             continue  # later updates of a step have moved away from the sampler, as they should
+        if name in told_by_alarms:
+            continue
         curve = curve_of(run, name)
         latest = _latest(curve) if curve else 0.0
         if latest > limit:
@@ -76,14 +83,21 @@ def _lost(run: RunFiles) -> Iterator[str]:
     failed = sum(number(row.get("grader_errors")) or 0 for row in run.metrics)
     if failed:
         first = next((str(row["error"]) for row in run.samples if row.get("error")), "")
-        yield f"{failed:.0f} gradings failed in training and were left out{f', such as: {first}' if first else ''}."
+        were = "was" if failed == 1 else "were"
+        such = f", such as: {first}" if first else ""
+        yield f"{counted(failed, 'grading')} failed in training and {were} left out{such}."
     for when, found in (("before", run.before), ("after", run.after)):
         if found.get("excluded"):
-            yield f"{found['excluded']} gradings failed in the evaluation {when}, first with: {found.get('error')}"
+            gradings = counted(found["excluded"], "grading")
+            yield f"{gradings} failed in the evaluation {when}, first with: {found.get('error')}"
         if found.get("missing"):
-            yield f"{len(found['missing'])} held-out items have no graded sample in the evaluation {when}."
+            lost = len(found["missing"])
+            have = "has" if lost == 1 else "have"
+            yield f"{counted(lost, 'held-out item')} {have} no graded sample in the evaluation {when}."
     if run.result.get("dropped"):
-        yield f"{run.result['dropped']} training rows were longer than the context and taught nothing."
+        dropped = run.result["dropped"]
+        were = "was" if dropped == 1 else "were"
+        yield f"{counted(dropped, 'training row')} {were} longer than the context and taught nothing."
 
 
 def _latest(curve: Curve) -> float:

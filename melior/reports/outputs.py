@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from melior.reports.files import Row, RunFiles, number
-from melior.reports.text import cut, escaped, short
+from melior.reports.text import counted, cut, escaped, short
 
 MOMENTS = 4  # at which one held-out item is shown
 ITEMS = 8  # held-out items shown
@@ -93,7 +93,9 @@ def _prompt(inputs: Any) -> str:
         told = "".join(
             f"<p><b>{escaped(m.get('role'))}</b> {escaped(cut(m.get('content'), PROMPT)[0])}</p>" for m in earlier
         )
-        before = f"<details><summary>{len(earlier)} messages before</summary>{told}</details>" if earlier else ""
+        before = (
+            f"<details><summary>{counted(len(earlier), 'message')} before</summary>{told}</details>" if earlier else ""
+        )
         return f'<div class="prompt" dir="auto">{head}</div>{before}'
     text, left = cut(inputs, PROMPT)
     return f'<div class="prompt" dir="auto">{escaped(text)}{_left(left)}</div>'

@@ -11,9 +11,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from melior.reports.alarms import LONGEST, rung
 from melior.reports.charts import histogram_chart, interval_chart, line_chart
 from melior.reports.classification import classification_section
-from melior.reports.curves import charts_of, constants, curve_of
+from melior.reports.curves import NO_TEXTS, charts_of, constants, curve_of
 from melior.reports.files import RunFiles, number
 from melior.reports.findings import findings
 from melior.reports.learning import learning_section
@@ -22,9 +23,10 @@ from melior.reports.plots import table
 from melior.reports.reward_model import reward_section
 from melior.reports.shell import shell
 from melior.reports.slates import slates_section
-from melior.reports.text import cut, duration, escaped, interval, short
+from melior.reports.text import capital, counted, cut, duration, escaped, interval, short
 
 RECIPE = 20_000  # characters of a recipe that are shown
+ALARMS = 100  # of the list
 STATES = {
     "finished": "finished",
     "trained": "trained",
@@ -48,6 +50,7 @@ def page(run: RunFiles) -> str:
 def _sections(run: RunFiles) -> list[tuple[str, str, str]]:
     return [
         ("notes", "Worth knowing", _notes(run)),
+        ("alarms", "Alarms", _alarms(run)),
         ("curves", "Curves", _curves(run)),
         ("distributions", "Distributions", _distributions(run)),
         ("heldout", "The same questions, before and after", heldout_outputs(run)),
@@ -167,12 +170,31 @@ def _subtitle(run: RunFiles) -> str:
 
 
 def _notes(run: RunFiles) -> str:
-    told = findings(run)
+    told = findings(run, alarms=False)
     return (
         f"<ul class='notes'>{''.join(f'<li>{escaped(cut(sentence, 400)[0])}</li>' for sentence in told)}</ul>"
         if told
         else ""
     )
+
+
+def _alarms(run: RunFiles) -> str:
+    found = rung(run)
+    rows = [
+        (
+            f"{each.step + 1:,}",
+            each.alarm,
+            "stopped the run" if each.stops else "warned",
+            short(each.value),
+            short(each.limit),
+            capital(f"{cut(each.sentence, LONGEST)[0]}."),
+        )
+        for each in found[:ALARMS]
+    ]
+    left = len(found) - ALARMS
+    note = f'<p class="note">{counted(left, "alarm")} more in alarms.jsonl.</p>' if left > 0 else ""
+    head = ("after step", "alarm", "", "value", "limit", "what it saw, and what to do")
+    return table(head, rows) + note if rows else ""
 
 
 def _curves(run: RunFiles) -> str:
@@ -184,11 +206,16 @@ def _curves(run: RunFiles) -> str:
 
 
 def _distributions(run: RunFiles) -> str:
-    charts = "".join(histogram_chart(title, note, name, run.histograms) for title, name, note in HISTOGRAMS)
+    charts = "".join(
+        histogram_chart(title, note, name, run.histograms)
+        for title, name, note in HISTOGRAMS
+        if name != "length" or run.kind not in NO_TEXTS
+    )
     return f'<div class="grid">{charts}</div>' if charts else ""
 
 
 def _gate(run: RunFiles) -> str:
+    texts = run.kind not in NO_TEXTS
     rows = []
     for when, found in (("before", run.before), ("after", run.after)):
         if not found:
@@ -203,11 +230,10 @@ def _gate(run: RunFiles) -> str:
                 passed or "—",
                 f"{len(found.get('items', ()))}",
                 f"{found.get('excluded', 0)}",
-                "—" if share is None else f"{share:.0%}",
-                short(number(found.get("mean_tokens"))),
+                *(("—" if share is None else f"{share:.0%}", short(number(found.get("mean_tokens")))) if texts else ()),
             )
         )
-    head = ("", "reward", "greedy", "pass", "items", "failed gradings", "cut", "mean length")
+    head = ("", "reward", "greedy", "pass", "items", "failed gradings", *(("cut", "mean length") if texts else ()))
     reasons = (run.result.get("gate") or {}).get("reasons") or ()
     told = "".join(f"<li>{escaped(reason)}</li>" for reason in reasons)
     return (table(head, rows) if rows else "") + (f"<h3>Why the gate decided so</h3><ul>{told}</ul>" if told else "")

@@ -78,6 +78,20 @@ def interval(fields: Any, *, sign: bool = False) -> str:
     return f"{estimate} [{low}, {high}]".replace("-", "−")
 
 
+def counted(number: float, noun: str) -> str:
+    """A number with its noun, which has an s where there is not one of it.
+
+    >>> [counted(n, "step") for n in (1, 0, 1200)]
+    ['1 step', '0 steps', '1,200 steps']
+    """
+    return f"{number:,.0f} {noun}{'' if round(number) == 1 else 's'}"
+
+
+def capital(sentence: str) -> str:
+    """The sentence with its first letter large."""
+    return sentence[:1].upper() + sentence[1:]
+
+
 def duration(seconds: float) -> str:
     """A duration as people say it: 42 s, 3 min 20 s, 1 h 5 min."""
     whole = round(seconds)

@@ -400,7 +400,8 @@ class _Loop:
             self.streak, self.stale, self.saved = kept["streak"], kept["stale"], found.step
             self.memory = dict(kept["memory"])
         known = tracked_steps(folder)  # before the lines of steps that will be repeated are removed
-        open_folder(folder, self.identity, self.result.metrics, self.result.steps)
+        about = {**self.identity, "kind": getattr(self.trainable, "kind", "")}
+        open_folder(folder, about, self.result.metrics, self.result.steps)
         if self.tracking.trackers:
             settings = {name: self.identity[name] for name in ("config", "objective", "total")}
             told = {**settings, "environment": environment()}
