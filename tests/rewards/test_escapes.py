@@ -147,7 +147,7 @@ class World:
         self.secret = self.folder / "secret"
         self.secret.write_text("canary")
         self.secret.chmod(0o600)
-        self.victim = subprocess.Popen(["sleep", "300"], env={"MELIOR_CANARY": "secret"})
+        self.victim = _started(["sleep", "300"], {"MELIOR_CANARY": "secret"})
         unix = str(self.folder / "unix")
         self.listeners = [_listener(socket.AF_INET, ("127.0.0.1", 0)), _listener(socket.AF_UNIX, unix)]
         self.port = self.listeners[0].getsockname()[1]
@@ -187,6 +187,16 @@ class World:
         self.victim.wait()
         with suppress(FileNotFoundError):
             os.unlink("/dev/shm/melior-escaped")
+
+
+def _started(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A process that has its environment: the kernel lets the parent go on before it has laid the new stack out."""
+    process = subprocess.Popen(command, env=environment)
+    end = time.monotonic() + 30
+    while not Path(f"/proc/{process.pid}/environ").read_bytes():
+        assert process.poll() is None and time.monotonic() < end, "the victim did not start"
+        time.sleep(0.001)
+    return process
 
 
 def _listener(family: int, address: Any) -> socket.socket:
