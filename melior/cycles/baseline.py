@@ -72,14 +72,15 @@ class Baseline:
         """Whether training would be hours of nothing, so far as so many prompts can tell."""
         return self.outlook == "hopeless" and self.prompts >= ENOUGH
 
-    def check(self) -> None:
+    def check(self, method: str = "rft") -> None:
         """Nothing, if the run may go on.
 
         Raises:
             TrainingError: if it is hopeless.
         """
         if self.refused:
-            raise TrainingError(f"{self.sentence}; to train all the same, pass --anyway or write rft.hopeless: train")
+            advice = f"to train all the same, pass --anyway or write {method}.hopeless: train"
+            raise TrainingError(f"{self.sentence}; {advice}")
 
 
 def sample_baseline(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,20 +11,13 @@ from typing import Any, TypeVar
 from melior.cycles.auto import Resolved
 from melior.cycles.kinds import kind_named
 from melior.cycles.measures import Measures
-from melior.cycles.methods import Method
 from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
-from melior.errors import ConfigError, DataError
+from melior.cycles.taught import taught
 from melior.policies.values import ActorCritic
-from melior.trainers.logged import Logged
 from melior.trainers.loop import FitConfig
 from melior.trainers.overfitting import FittingGap
-from melior.trainers.preference import Pairs
-from melior.trainers.ratings import advantage_weighted
-from melior.trainers.reinforcement import Rollouts
-from melior.trainers.supervised import Examples, Supervised
-from melior.types import Demonstration
 
 T = TypeVar("T")
 
@@ -52,89 +45,11 @@ def lesson(
     every = recipe.evaluate.every
     trainable = ActorCritic.make(policy, detach=not recipe.ppo.shared) if recipe.method == "ppo" else policy
     config = replace(recipe.fit.config, folder=folder, evaluate_every=every, rates=freeze(recipe, trainable))
-    steps, objective = TAUGHT[recipe.method](recipe, trainable, rows, measures)
+    steps, objective = taught(recipe, trainable, rows, measures)
     evaluation: Any = measures if every else None
     if recipe.method == "sft" and every:
         evaluation = _Watch(policy, rows, measures, graded=asked.evaluate.every is not None)
     return Lesson(trainable, steps, objective, config, evaluation)
-
-
-def _demonstrations(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> tuple[Any, Any]:
-    settings = recipe.sft
-    weighted = by_class(rows.train, settings.class_weights)
-    shown: dict[str, Any] = {
-        "batch_size": int(settings.batch_size),
-        "epochs": int(settings.epochs),
-        "seed": recipe.seed,
-    }
-    return Examples(policy, weighted, **shown), settings.objective
-
-
-def _rewards(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> tuple[Any, Any]:
-    if measures.reward is None:
-        raise ConfigError("rft learns from a grader's rewards, and there is none; write grader:")
-    how: dict[str, Any] = {"prompts": recipe.rft.prompts, "resample": recipe.rft.resample, "seed": recipe.seed}
-    return Rollouts(policy, rows.train, measures.reward, recipe.rollouts, **how), recipe.rft.objective
-
-
-def _values(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> tuple[Any, Any]:
-    if measures.reward is None:
-        raise ConfigError("ppo learns from a grader's rewards, and there is none; write grader:")
-    how: dict[str, Any] = {"prompts": recipe.ppo.prompts, "seed": recipe.seed}
-    return Rollouts(policy, rows.train, measures.reward, recipe.rollouts, **how), recipe.ppo.objective
-
-
-def _logs(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> tuple[Any, Any]:
-    settings = recipe.off_policy
-    shown: dict[str, Any] = {"batch_size": settings.batch_size, "epochs": settings.epochs, "seed": recipe.seed}
-    scores = measures.scores(rows.train)
-    return Logged(policy, rows.train, scores, incomplete=settings.incomplete, **shown), settings.objective
-
-
-def _preferences(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> tuple[Any, Any]:
-    settings = recipe.section
-    shown: dict[str, Any] = {"batch_size": settings.batch_size, "epochs": settings.epochs, "seed": recipe.seed}
-    return Pairs(policy, rows.train, **shown), settings.objective
-
-
-def _ratings(recipe: Recipe, policy: Any, rows: Rows, measures: Measures) -> tuple[Any, Any]:
-    settings = recipe.awr
-    shown: dict[str, Any] = {"batch_size": settings.batch_size, "epochs": settings.epochs, "seed": recipe.seed}
-    return Examples(policy, advantage_weighted(rows.train, settings.weighing), **shown), Supervised()
-
-
-Teaches = Callable[[Recipe, Any, Rows, Measures], tuple[Any, Any]]  # → steps and objective
-TAUGHT: Mapping[Method, Teaches] = {
-    "sft": _demonstrations,
-    "rft": _rewards,
-    "ppo": _values,
-    "off_policy": _logs,
-    "dpo": _preferences,
-    "ipo": _preferences,
-    "simpo": _preferences,
-    "orpo": _preferences,
-    "awr": _ratings,
-}
-
-
-def by_class(rows: Sequence[Demonstration], how: str | Mapping[str, float]) -> Sequence[Demonstration]:
-    """The rows, each weighed by its label: as told, or so that every label has the same say in all.
-
-    Raises:
-        DataError: if rows have no single label each, or a label has no weight.
-    """
-    if how == "none":
-        return rows
-    odd = sum(not isinstance(row.output, str) for row in rows)
-    if odd:
-        raise DataError(f"{odd} of {len(rows)} rows have no single label, so sft.class_weights cannot weigh them")
-    counts = Counter(row.output for row in rows)
-    equal = {label: len(rows) / (len(counts) * count) for label, count in counts.items()}
-    weights: Mapping[str, float] = equal if isinstance(how, str) else how
-    missing = sorted(set(counts) - set(weights))
-    if missing:
-        raise DataError(f"sft.class_weights has no weight for {missing[0]!r}, which {counts[missing[0]]} rows have")
-    return [replace(row, weight=row.weight * weights[row.output]) for row in rows]
 
 
 class _Watch:

@@ -67,8 +67,13 @@ class Recipe:
     ipo: sections.FromPairsIpo = Field(default_factory=sections.FromPairsIpo)
     simpo: sections.FromPairsSimPo = Field(default_factory=sections.FromPairsSimPo)
     orpo: sections.FromPairsOrpo = Field(default_factory=sections.FromPairsOrpo)
-    ppo: sections.ByPpo = Field(default_factory=sections.ByPpo)
+    kto: sections.FromJudged = Field(default_factory=sections.FromJudged)
+    online_dpo: sections.ByOnlinePairs = Field(default_factory=sections.ByOnlinePairs)
     awr: sections.FromRatings = Field(default_factory=sections.FromRatings)
+    best_of: sections.ByBestOf = Field(default_factory=sections.ByBestOf)
+    ppo: sections.ByPpo = Field(default_factory=sections.ByPpo)
+    distill: sections.FromTeacher = Field(default_factory=sections.FromTeacher)
+    on_policy_distill: sections.ByTeacher = Field(default_factory=sections.ByTeacher)
     fit: sections.Fit = Field(default_factory=sections.Fit)
     alarms: Alarms = Field(default_factory=Alarms)
     evaluate: sections.Evaluate = Field(default_factory=sections.Evaluate)
@@ -83,7 +88,7 @@ class Recipe:
             raise ConfigError("model.path is missing; only a classifier or a slate policy can be made from rows alone")
         if self.way.samples and self.way.graded and self.grader is None and isinstance(self.data.train, str):
             raise ConfigError(f"{self.method} learns from what a grader says, and there is none; write grader:")
-        if self.way.samples and self.sampling.n < 2:
+        if self.sampling.n < self.way.outputs:
             raise ConfigError(
                 f"{self.method} compares outputs of one input, so sampling.n must be 2 or more, got {self.sampling.n}"
             )
@@ -249,7 +254,7 @@ def _grouped(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     sampling, evaluate, model = (raw.get(key, {}) for key in ("sampling", "evaluate", "model"))
     made = dict(raw)
     way = WAYS.get(raw.get("method"))  # type: ignore[arg-type]
-    if way is not None and way.samples and isinstance(sampling, Mapping):
+    if way is not None and way.outputs > 1 and isinstance(sampling, Mapping):
         made["sampling"] = {"n": GROUP, **sampling}
     fit = raw.get("fit", {})
     if raw.get("method") == "ppo" and isinstance(fit, Mapping):
@@ -271,14 +276,21 @@ def _absolute(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for section, key in places:
         if isinstance(section, dict) and isinstance(section.get(key), str) and not _elsewhere(section[key]):
             section[key] = str(folder / Path(section[key]).expanduser())
-    if isinstance(model, dict) and isinstance(model.get("path"), str):
-        place = folder / Path(model["path"]).expanduser()
-        if place.is_dir() or model["path"].startswith((".", "~")):
-            model["path"] = str(place)
+    _absolute_model(model, "path", folder)
+    for way in ("distill", "on_policy_distill"):
+        _absolute_model(made.get(way), "teacher", folder)
     for key in ("grader", "heldout_grader"):
         if key in made:
             made[key] = absolute_grader(made[key], folder)
     return made
+
+
+def _absolute_model(section: Any, key: str, folder: Path) -> None:
+    """Makes the folder of a model absolute; names of models stay as they are."""
+    if isinstance(section, dict) and isinstance(section.get(key), str) and section[key]:
+        place = folder / Path(section[key]).expanduser()
+        if place.is_dir() or section[key].startswith((".", "~")):
+            section[key] = str(place)
 
 
 def _elsewhere(source: str) -> bool:

@@ -13,10 +13,13 @@ from melior.errors import ConfigError
 from melior.evaluation import gates
 from melior.policies import adapters
 from melior.rollouts.logged import Incomplete
+from melior.trainers.distillation import CandidateDistillation, OnPolicyDistillation
 from melior.trainers.logged import OffPolicy
 from melior.trainers.loop import FitConfig
+from melior.trainers.online import Pairing
 from melior.trainers.ppo import Ppo
 from melior.trainers.preference import Dpo, Ipo, Orpo, Pairwise, SimPo
+from melior.trainers.prospect import Kto
 from melior.trainers.ratings import AdvantageWeighted
 from melior.trainers.reinforcement import Reinforcement
 from melior.trainers.supervised import Supervised
@@ -200,6 +203,21 @@ class FromPairsOrpo(Shown, Orpo):
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
+class FromJudged(Kto):
+    """Learning from outputs called good or bad, one by one."""
+
+    threshold: float = 0.5  # ratings above it are good
+    balance: bool = True  # good and bad have the same say in all
+    batch_size: Count = 16  # outputs of a step
+    epochs: Count = 1
+
+    @property
+    def objective(self) -> Kto:
+        """The settings that are the objective's own."""
+        return Kto(**{field.name: getattr(self, field.name) for field in fields(Kto)})
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
 class FromRatings(AdvantageWeighted):
     """Learning from ratings."""
 
@@ -243,6 +261,64 @@ class ByPpo(Ppo, Sampled):
     def objective(self) -> Ppo:
         """The settings that are the objective's own."""
         return Ppo(**{field.name: getattr(self, field.name) for field in fields(Ppo)})
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class ByOnlinePairs(Dpo, Sampled):
+    """Learning from preferences between outputs of its own, which a grader has."""
+
+    pairing: Pairing = "best_worst"
+    scale: float = Field(default=1.0, gt=0)  # of "soft": the difference of scores that is a preference of e to 1
+
+    @property
+    def objective(self) -> Dpo:
+        """The settings that are the objective's own."""
+        return Dpo(**{field.name: getattr(self, field.name) for field in fields(Dpo)})
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Weighing(AdvantageWeighted):
+    """The settings of awr, where something else is weighed so."""
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class ByBestOf(Sampled):
+    """Learning from the best of its own outputs."""
+
+    keep: Count | None = 1  # outputs of a prompt that are imitated; null: all that are good enough, or weighed
+    at_least: float | None = None  # the reward from which on an output is good enough
+    weighted: Weighing | None = None  # imitates the better ones more
+    contrast: bool = False  # leaves prompts out whose outputs are equally good
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class FromTeacher(CandidateDistillation):
+    """Learning what a teacher would decide at every place of the rows."""
+
+    teacher: str = ""  # a model, as in model.path
+    k: Count = 32  # of the teacher's likeliest decisions
+    batch_size: Count = 16
+    epochs: Count = 3
+
+    @property
+    def objective(self) -> CandidateDistillation:
+        """The settings that are the objective's own."""
+        own = fields(CandidateDistillation)
+        return CandidateDistillation(**{field.name: getattr(self, field.name) for field in own})
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class ByTeacher(OnPolicyDistillation, Sampled):
+    """Learning what a teacher thinks of its own outputs."""
+
+    teacher: str = ""  # a model, as in model.path
+    baseline: int = Field(default=0, ge=0)  # the teacher has something to say whatever the rewards are
+
+    @property
+    def objective(self) -> OnPolicyDistillation:
+        """The settings that are the objective's own."""
+        own = fields(OnPolicyDistillation)
+        return OnPolicyDistillation(**{field.name: getattr(self, field.name) for field in own})
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)

@@ -253,7 +253,7 @@ class _Cycle:
         sampled = kept(self.folder / "baseline.json", measure)
         found = judged(sampled, prompts_per_step=recipe.section.prompts, bounds=bounds)
         if not self.anyway and not (self.folder / "metrics.jsonl").exists():  # once begun, it was decided
-            found.check()
+            found.check(recipe.method)
         self.report("baseline", 1, 1, found.sentence)
         return found
 

@@ -203,7 +203,7 @@ def sum_of_costs(outcome: Outcome, tmp_path: Path) -> float:
 
 
 def test_balanced_classes_have_the_same_say(tmp_path: Path) -> None:
-    from melior.cycles.lesson import by_class
+    from melior.cycles.taught import by_class
 
     rows = load_rows(recipe_of({"method": "sft", "model": {"kind": "classifier"}, "data": table(tmp_path)})).train
     weighted = by_class(rows, "balanced")

@@ -59,7 +59,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
         (("steps: 5", "steps: 5, evaluate_every: 2"), 7, "write evaluate.every"),
         (("n: 4", "n: 4, seed: 1"), 6, "write seed"),
         (("steps: 5", "steps: 0"), 7, "greater than or equal to 1"),
-        (("method: rft", "method: ppo"), 2, "'sft', 'rft'"),
+        (("method: rft", "method: ppx"), 2, "'sft', 'rft'"),
         (("steps: 5", "steps: 5, steps: 6"), 7, "was written in line 7 already"),
         (("{path: owner/name}", "{path: owner/name"), 4, "is not YAML"),
     ],
