@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench soak clean
+.PHONY: demo test check bench mutate soak clean
 
 demo: $(STAMP)
 	$(BIN)/melior demo
@@ -25,6 +25,9 @@ bench: $(STAMP)
 	$(BIN)/melior pull smollm2-135m-instruct
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/scaling.py
+
+mutate: $(STAMP)
+	$(BIN)/python tests/mutation/run.py
 
 soak: $(STAMP)
 	$(BIN)/python tests/soak/kills.py
