@@ -37,6 +37,7 @@ PATIENCE = 3  # validations without improvement
 SAMPLE = 512  # rows whose decisions are counted
 SWEEP_ROWS = 8  # of a step of the range test at most
 SAMPLED_STEPS = (20, 200)
+AGAIN = "a hybrid ends with its longest part, and the others go on with further epochs until then"
 LOGGED = (32, 1024)  # logged rows of a step: the weights of a few say little, and few steps learn little
 
 
@@ -97,8 +98,8 @@ def check_rows(folder: Path, rows: Rows) -> None:
 def is_settled(recipe: Recipe) -> bool:
     """Whether nothing is left to choose."""
     automatic = [recipe.fit.learning_rate]
-    automatic += [recipe.sft.batch_size, recipe.sft.epochs] if recipe.method == "sft" else []
-    automatic += [recipe.off_policy.batch_size] if recipe.method == "off_policy" else []
+    automatic += [recipe.sft.batch_size, recipe.sft.epochs] if "sft" in recipe.methods else []
+    automatic += [recipe.off_policy.batch_size] if "off_policy" in recipe.methods else []
     return "auto" not in automatic and not (recipe.way.samples and recipe.fit.steps is None)
 
 
@@ -226,10 +227,17 @@ def _rewarded(recipe: Recipe, policy: Any, rows: Rows) -> Resolved:
         why = f"{len(rows.train)} tasks, {prompts} a step, are all seen once in {once}; between {least} and {most}"
         choices.append(Choice("fit.steps", steps, why))
         recipe = _with(recipe, "fit", steps=steps)
-    if recipe.method == "off_policy" and recipe.off_policy.batch_size == "auto":
+    shown = {recipe.hybrid.parts[name].method: part for name, part in rows.parts.items()} or {recipe.lead: rows}
+    if "sft" in shown:  # beside other methods
+        settled = {"batch_size": _batch_size(policy, shown["sft"]), "epochs": Choice("sft.epochs", 1, AGAIN)}
+        chosen = {name: made for name, made in settled.items() if getattr(recipe.sft, name) == "auto"}
+        choices += chosen.values()
+        recipe = _with(recipe, "sft", **{name: made.value for name, made in chosen.items()})
+    if "off_policy" in shown and recipe.off_policy.batch_size == "auto":
         fewest, most = LOGGED
-        size = max(fewest, min(most, len(rows.train) // UPDATES))
-        why = f"{len(rows.train):,} logged rows in {UPDATES} steps an epoch, of {fewest} to {most} rows"
+        logged = len(shown["off_policy"].train)
+        size = max(fewest, min(most, logged // UPDATES))
+        why = f"{logged:,} logged rows in {UPDATES} steps an epoch, of {fewest} to {most} rows"
         choices.append(Choice("off_policy.batch_size", size, why))
         recipe = _with(recipe, "off_policy", batch_size=size)
     if recipe.fit.learning_rate == "auto":

@@ -31,6 +31,7 @@ class Lesson:
     objective: Any
     config: FitConfig
     evaluation: Any  # None where nothing is measured on the way
+    leading: Any  # steps over data.train: of a hybrid, those of its leading part
 
 
 def lesson(
@@ -43,13 +44,15 @@ def lesson(
     """
     recipe = resolved.recipe
     every = recipe.evaluate.every
-    trainable = ActorCritic.make(policy, detach=not recipe.ppo.shared) if recipe.method == "ppo" else policy
+    trainable = ActorCritic.make(policy, detach=not recipe.ppo.shared) if "ppo" in recipe.methods else policy
     config = replace(recipe.fit.config, folder=folder, evaluate_every=every, rates=freeze(recipe, trainable))
-    steps, objective = taught(recipe, trainable, rows, measures)
+    steps, objective = taught(recipe, trainable, rows, measures, folder)
+    parts = {part.name: part.steps for part in steps.parts} if recipe.method == "hybrid" else {}
+    leading = next((parts[name] for name, share in recipe.hybrid.parts.items() if share.method == recipe.lead), steps)
     evaluation: Any = measures if every else None
     if recipe.method == "sft" and every:
         evaluation = _Watch(policy, rows, measures, graded=asked.evaluate.every is not None)
-    return Lesson(trainable, steps, objective, config, evaluation)
+    return Lesson(trainable, steps, objective, config, evaluation, leading)
 
 
 class _Watch:

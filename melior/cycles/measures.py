@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from melior.cycles.kinds import kind_named
 from melior.cycles.likelihood import PREFERRED, preferred
+from melior.cycles.methods import WAYS
 from melior.cycles.models import with_judges
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
@@ -49,7 +50,7 @@ class Measures:
         self.latest: Evaluation | None = None  # made while training, and not taken up yet
         self._stack = ExitStack()
         pools: dict[str, GraderPool] = {}
-        learns = recipe.way.samples or recipe.way.graded
+        learns = any(WAYS[method].samples or WAYS[method].graded for method in recipe.methods)
         self.reward: Graded | None = self._pool(recipe.reward_grader if learns else None, pools) or rows.world
         self.heldout: Graded | None = self._pool(recipe.evaluation_grader, pools) or rows.world
         if self.heldout is None and rows.heldout_kind in ("rated", "tasks"):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from melior.data.formats import Kind
 
-Method = Literal[
+Single = Literal[
     "sft",
     "rft",
     "off_policy",
@@ -24,6 +24,7 @@ Method = Literal[
     "distill",
     "on_policy_distill",
 ]
+Method = Literal[Single, "hybrid"]  # a hybrid is made of the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class Way:
         return self.outputs > 0
 
 
-WAYS: Mapping[Method, Way] = {
+WAYS: Mapping[Single, Way] = {
     "sft": Way(learns=("demonstrations",), source="demonstrations", pace="sft"),
     "rft": Way(learns=("tasks",), source="rewards", pace="rft", outputs=2, graded=True),
     "off_policy": Way(learns=("logged",), source="rewards", pace="rft", graded=True),

@@ -18,6 +18,7 @@ import torch
 from melior.cycles.auto import Resolved, resolve
 from melior.cycles.lesson import Lesson, check_tasks, lesson, load_trainable
 from melior.cycles.measures import Measures
+from melior.cycles.methods import WAYS
 from melior.cycles.models import find_model
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows, load_rows
@@ -91,7 +92,7 @@ def plan_run(
         raise ConfigError("These steps never end; say how many in fit.steps")
     held = memory.held()  # before anything is measured: what a pass frees, the allocator keeps for a while
     kind = measures.kind
-    counted = kind.counts(policy, rows, recipe, taught.steps)
+    counted = kind.counts(policy, rows, recipe.leading, taught.leading)
     sizes = _sizes(taught)
     free = memory.available()
     fits = free is None or sizes["gradient_bytes"] + sizes["optimizer_bytes"] < CAUTIOUS * free
@@ -131,7 +132,7 @@ def dry_run(recipe: Recipe, store: Store) -> Plan:
     """
     found = find_model(recipe.model.path, store)
     rows = load_rows(recipe)
-    with Measures(recipe, rows) as measures:
+    with Measures(recipe, rows, store) as measures:
         policy = load_trainable(recipe, found, rows)
         check_tasks(recipe, policy, rows, measures)
         resolved = resolve(recipe, policy, rows, sweep=False)
@@ -201,11 +202,18 @@ def _clock_of_rewards(
     parts = _parts(policy, policy.encode(records), taught.config.micro_batch)
     pace, spread, kept = _timed(policy, None, parts)
     outputs = min(recipe.section.prompts, len(rows.train)) * recipe.rollouts.n
-    learning = pace * math.fsum(map(policy.cost, parts)) / len(records) * outputs
+    learning = pace * (math.fsum(map(policy.cost, parts)) / len(records) * outputs + _beside(policy, taught, recipe))
     step = outputs * per_output + learning + _update_seconds(policy, taught)
     evaluating = _evaluation_seconds(policy, rows, recipe, measures, pace, taught, total, per_output)
     baseline = min(recipe.section.baseline, len(rows.train)) * recipe.rollouts.n * per_output
     return _Clock(total * step + evaluating[1], max(spread, 0.5), evaluating[0] + baseline, kept)
+
+
+def _beside(policy: Any, taught: Lesson, recipe: Recipe) -> float:
+    """Tokens of rows that a step of a hybrid is shown beside what it samples, where they weigh something."""
+    shares = recipe.hybrid.parts if recipe.method == "hybrid" else {}
+    shown = [part for part in taught.steps.parts if not WAYS[shares[part.name].method].samples] if shares else []
+    return math.fsum(policy.cost(part.steps(0).batch) / part.every for part in shown)
 
 
 def _evaluation_seconds(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from melior.cycles import sections
-from melior.cycles.methods import WAYS, Method, Way
+from melior.cycles.methods import WAYS, Method, Single, Way
 from melior.cycles.sections import STRICT, Generated, GraderSpec, Simulated
 from melior.cycles.wording import Lines, lines_of, sentence, stands_at, where_of
 from melior.errors import ConfigError
@@ -74,6 +75,7 @@ class Recipe:
     ppo: sections.ByPpo = Field(default_factory=sections.ByPpo)
     distill: sections.FromTeacher = Field(default_factory=sections.FromTeacher)
     on_policy_distill: sections.ByTeacher = Field(default_factory=sections.ByTeacher)
+    hybrid: sections.Hybrid = Field(default_factory=sections.Hybrid)
     fit: sections.Fit = Field(default_factory=sections.Fit)
     alarms: Alarms = Field(default_factory=Alarms)
     evaluate: sections.Evaluate = Field(default_factory=sections.Evaluate)
@@ -84,13 +86,14 @@ class Recipe:
     seed: int = 0  # of adapter, row order and sampling
 
     def __post_init__(self) -> None:
+        self._check_parts()
         if self.model.kind == "language" and self.model.path is None:
             raise ConfigError("model.path is missing; only a classifier or a slate policy can be made from rows alone")
         if self.way.samples and self.way.graded and self.grader is None and isinstance(self.data.train, str):
-            raise ConfigError(f"{self.method} learns from what a grader says, and there is none; write grader:")
+            raise ConfigError(f"{self.lead} learns from what a grader says, and there is none; write grader:")
         if self.sampling.n < self.way.outputs:
             raise ConfigError(
-                f"{self.method} compares outputs of one input, so sampling.n must be 2 or more, got {self.sampling.n}"
+                f"{self.lead} compares outputs of one input, so sampling.n must be 2 or more, got {self.sampling.n}"
             )
         check_preset(self.model.train)
         if self.data.validation < 0 or (isinstance(self.data.validation, float) and self.data.validation > 0.5):
@@ -112,6 +115,43 @@ class Recipe:
             raise ConfigError(f"alarms.heldout={self.alarms.heldout!r} is never measured; write evaluate.every")
         if self.fit.best_metric and self.evaluate.every is None:
             raise ConfigError(f"fit.best_metric={self.fit.best_metric!r} is never measured; write evaluate.every")
+
+    def _check_parts(self) -> None:
+        """Nothing, if a hybrid has parts, and what measures it is what its first part learns from."""
+        if self.method != "hybrid":
+            return
+        if not self.hybrid.parts:
+            raise ConfigError("a hybrid has parts, and there are none; write hybrid.parts: {sft: {method: sft}, …}")
+        name, lead = next((name, part) for name, part in self.hybrid.parts.items() if part.method == self.lead)
+        if lead.data is not None:
+            raise ConfigError(
+                f"hybrid.parts.{name} learns from data.train, where rows are held out of as well; write "
+                f"{lead.data} there"
+            )
+
+    @property
+    def lead(self) -> Single:
+        """The method that data.train is for: of a hybrid the first that learns from its own outputs, or the first."""
+        if self.method != "hybrid":
+            return self.method
+        methods = [part.method for part in self.hybrid.parts.values()]
+        return next((method for method in methods if WAYS[method].samples), methods[0])
+
+    @property
+    def methods(self) -> tuple[Single, ...]:
+        """All of them."""
+        return tuple(part.method for part in self.hybrid.parts.values()) or (self.lead,)
+
+    @property
+    def leading(self) -> Recipe:
+        """The recipe of its leading method alone; but for a hybrid, the same."""
+        return self if self.method != "hybrid" else replace(self, method=self.lead)
+
+    def part(self, name: str) -> Recipe:
+        """The recipe of one part of a hybrid alone."""
+        share = self.hybrid.parts[name]
+        data = self.data if share.data is None else replace(self.data, train=share.data)
+        return replace(self, method=share.method, data=data)
 
     @property
     def evaluation_grader(self) -> GraderSpec | None:
@@ -141,12 +181,12 @@ class Recipe:
     @property
     def way(self) -> Way:
         """What its method learns from, and what it needs for that."""
-        return WAYS[self.method]
+        return WAYS[self.lead]
 
     @property
     def section(self) -> Any:
-        """The settings of its method."""
-        return getattr(self, self.method)
+        """The settings of its method; of a hybrid's leading one."""
+        return getattr(self, self.lead)
 
     @property
     def shown(self) -> tuple[int, int]:
@@ -186,7 +226,8 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Every setting that has a say, as JSON; `recipe_of` reads it back."""
         told: dict[str, Any] = TypeAdapter(Recipe).dump_python(self, mode="json")
-        for other in {"classifier", "slate", *WAYS} - {"sft", "rft", self.method, self.model.kind}:
+        others = {"classifier", "slate", "hybrid", *WAYS}
+        for other in others - {"sft", "rft", self.method, *self.methods, self.model.kind}:
             del told[other]  # of other policies and methods
         for *path, key in WITHHELD:
             section: Any = told
@@ -253,8 +294,8 @@ def _grouped(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same settings, with defaults that depend on others: rft's group, and serving without chance."""
     sampling, evaluate, model = (raw.get(key, {}) for key in ("sampling", "evaluate", "model"))
     made = dict(raw)
-    way = WAYS.get(raw.get("method"))  # type: ignore[arg-type]
-    if way is not None and way.outputs > 1 and isinstance(sampling, Mapping):
+    ways = [WAYS[method] for method in _methods(raw) if method in WAYS]
+    if any(way.outputs > 1 for way in ways) and isinstance(sampling, Mapping):
         made["sampling"] = {"n": GROUP, **sampling}
     fit = raw.get("fit", {})
     if raw.get("method") == "ppo" and isinstance(fit, Mapping):
@@ -268,11 +309,21 @@ def _grouped(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return made
 
 
+def _methods(raw: Mapping[str, Any]) -> list[Any]:
+    """What is written as methods, right or wrong."""
+    hybrid = raw.get("hybrid")
+    parts = hybrid.get("parts") if isinstance(hybrid, Mapping) and raw.get("method") == "hybrid" else None
+    shares = parts.values() if isinstance(parts, Mapping) else [raw]
+    found = [share.get("method") for share in shares if isinstance(share, Mapping)]
+    return [method for method in found if isinstance(method, str)]
+
+
 def _absolute(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The same settings with paths that stand wherever they are read."""
     made = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
     data, model, save = (made.get(key) for key in ("data", "model", "save"))
-    places = ((data, "train"), (data, "heldout"), (data, "catalogue"), (save, "folder"))
+    shares = _shares(made)
+    places = ((data, "train"), (data, "heldout"), (data, "catalogue"), (save, "folder"), *((s, "data") for s in shares))
     for section, key in places:
         if isinstance(section, dict) and isinstance(section.get(key), str) and not _elsewhere(section[key]):
             section[key] = str(folder / Path(section[key]).expanduser())
@@ -283,6 +334,15 @@ def _absolute(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if key in made:
             made[key] = absolute_grader(made[key], folder)
     return made
+
+
+def _shares(made: dict[str, Any]) -> list[Any]:
+    """The parts of a hybrid, as copies that stand in the settings."""
+    parts = made["hybrid"].get("parts") if isinstance(made.get("hybrid"), dict) else None
+    if not isinstance(parts, Mapping):
+        return []
+    made["hybrid"]["parts"] = {name: dict(s) if isinstance(s, Mapping) else s for name, s in parts.items()}
+    return list(made["hybrid"]["parts"].values())
 
 
 def _absolute_model(section: Any, key: str, folder: Path) -> None:

@@ -34,12 +34,14 @@ class Rows:
     heldout_kind: Kind
     validation: list[Any] = field(default_factory=list)  # set aside to say when to stop; neither trained nor reported
     world: Banner | None = None  # what answers slates, where rows are simulated
+    parts: Mapping[str, Rows] = field(default_factory=dict)  # of a hybrid: what each part learns from
 
     @property
     def fingerprint(self) -> str:
         """Of all sides."""
         aside = [{"validation": len(self.validation)}, *self.validation] if self.validation else []
-        return fingerprint([*self.train, *aside, {"heldout": len(self.heldout)}, *self.heldout])
+        parts = [{name: part.fingerprint} for name, part in self.parts.items()]
+        return fingerprint([*self.train, *aside, {"heldout": len(self.heldout)}, *self.heldout, *parts])
 
     def set_aside(self, share: int | float, seed: int) -> Rows:
         """The same rows with some of the training side set aside; as they are where they are too few to share."""
@@ -59,19 +61,39 @@ def load_rows(recipe: Recipe, *, aside: bool = True) -> Rows:
     Raises:
         DataError: if a file or row cannot be used, or a row stands on both sides.
     """
-    train = recipe.data.train
-    if isinstance(train, Generated):
-        rows = _generated(recipe, train)
-    elif isinstance(train, Simulated):
-        rows = _simulated(recipe, train)
-    else:
-        rows = _read(recipe, train)
+    rows = _found(recipe.leading)
     if not rows.heldout:
         raise DataError("0 rows are held out, so nobody could tell whether training helped; raise data.heldout")
     check_disjoint(rows.train, rows.heldout)
+    parts = {name: _beside(rows, recipe, recipe.part(name)) for name in recipe.hybrid.parts}
     items = recipe.evaluate.items
-    rows = replace(rows, heldout=rows.heldout[:items], tasks=rows.tasks[:items])
+    rows = replace(rows, heldout=rows.heldout[:items], tasks=rows.tasks[:items], parts=parts)
     return rows.set_aside(recipe.data.validation, recipe.data.seed) if recipe.watched and aside else rows
+
+
+def _found(recipe: Recipe) -> Rows:
+    train = recipe.data.train
+    if isinstance(train, Generated):
+        return _generated(recipe, train)
+    return _simulated(recipe, train) if isinstance(train, Simulated) else _read(recipe, train)
+
+
+def _beside(rows: Rows, hybrid: Recipe, part: Recipe) -> Rows:
+    """What a part of a hybrid learns from: the same rows, the same read otherwise, or rows of its own."""
+    same = part.data.train == hybrid.data.train
+    if same and rows.kind in part.way.learns:
+        return rows
+    if same and isinstance(part.data.train, Generated) and "demonstrations" in part.way.learns:
+        return replace(rows, train=demonstrations_of(rows.train), kind="demonstrations")
+    if not isinstance(part.data.train, str):
+        wanted = " or ".join(part.way.learns)
+        raise DataError(f"{part.method} learns from {wanted}, and these rows are made as {rows.kind}; give it data")
+    train, kind, _ = _examples(part, part.data.train)
+    if same:  # what is held out of one reading is held out of all
+        held = set(map(input_key, rows.heldout))
+        train = [row for row in train if input_key(row) not in held]
+    check_disjoint(train, rows.heldout)
+    return replace(rows, train=train, source=part.data.train, kind=kind)
 
 
 def _generated(recipe: Recipe, made: Generated) -> Rows:
@@ -101,19 +123,12 @@ def _simulated(recipe: Recipe, made: Simulated) -> Rows:
 
 
 def _read(recipe: Recipe, source: str) -> Rows:
-    kind, data = recipe.way.learns[0], recipe.data
-    labelled = recipe.model.kind == "classifier" and kind == "tasks"  # a label is what a grader needs to know
-    wanted: Kind | None = kind if len(recipe.way.learns) == 1 else None
-    found = read_examples(source, "demonstrations" if labelled else wanted, reading=data.reading)
-    if wanted is None:
-        kind = found.kind
-        if kind not in recipe.way.learns:
-            raise DataError(f"{source} holds {kind}, and {recipe.method} learns from {' or '.join(recipe.way.learns)}")
-    train = found.rows
+    data, labelled = recipe.data, _labelled(recipe)
+    train, kind, reading = _examples(recipe, source, as_tasks=False)
     heldout_kind: Kind = "demonstrations" if labelled else kind
     if isinstance(data.heldout, str):
         same = kind in ("demonstrations", "tasks")
-        told = read_examples(data.heldout, heldout_kind if same else None, reading=replace(found.reading, least_rows=1))
+        told = read_examples(data.heldout, heldout_kind if same else None, reading=replace(reading, least_rows=1))
         heldout, heldout_kind = told.rows, told.kind
     else:
         train, heldout = split(train, data.heldout, data.seed)
@@ -121,6 +136,27 @@ def _read(recipe: Recipe, source: str) -> Rows:
     if labelled:
         train, heldout, heldout_kind = [task_of(row) for row in train], list(tasks), "tasks"
     return Rows(train, heldout, tasks, source, kind, heldout_kind)
+
+
+def _examples(recipe: Recipe, source: str, *, as_tasks: bool = True) -> tuple[list[Any], Kind, Reading]:
+    """Rows that the recipe's method can learn from, their kind, and how they were read.
+
+    Raises:
+        DataError: if they are of another kind.
+    """
+    learns, labelled = recipe.way.learns, _labelled(recipe)
+    wanted: Kind | None = learns[0] if len(learns) == 1 else None
+    found = read_examples(source, "demonstrations" if labelled else wanted, reading=recipe.data.reading)
+    kind = wanted or found.kind
+    if kind not in learns:
+        raise DataError(f"{source} holds {kind}, and {recipe.method} learns from {' or '.join(learns)}")
+    rows = [task_of(row) for row in found.rows] if labelled and as_tasks else found.rows
+    return rows, kind, found.reading
+
+
+def _labelled(recipe: Recipe) -> bool:
+    """Whether tasks are read as demonstrations: a label is what a classifier's grader needs to know."""
+    return recipe.model.kind == "classifier" and recipe.way.learns[0] == "tasks"
 
 
 def task_of(row: Any) -> Task:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
+from melior.cycles.methods import Single
 from melior.data.formats import Reading
 from melior.errors import ConfigError
 from melior.evaluation import gates
@@ -16,6 +17,7 @@ from melior.rollouts.logged import Incomplete
 from melior.trainers.distillation import CandidateDistillation, OnPolicyDistillation
 from melior.trainers.logged import OffPolicy
 from melior.trainers.loop import FitConfig
+from melior.trainers.mixture import Anneal
 from melior.trainers.online import Pairing
 from melior.trainers.ppo import Ppo
 from melior.trainers.preference import Dpo, Ipo, Orpo, Pairwise, SimPo
@@ -319,6 +321,29 @@ class ByTeacher(OnPolicyDistillation, Sampled):
         """The settings that are the objective's own."""
         own = fields(OnPolicyDistillation)
         return OnPolicyDistillation(**{field.name: getattr(self, field.name) for field in own})
+
+
+@validated(frozen=True, config=STRICT)
+class Annealed(Anneal):
+    """A weight that changes while the run goes on."""
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Share:
+    """One part of a hybrid; the settings of its method stand in that method's own section."""
+
+    method: Single
+    data: str | None = None  # rows to learn from; null: those of data.train
+    weight: Annotated[float, Field(ge=0)] | Annealed = 1.0  # of its loss in the sum
+    every: Count = 1  # steps from one of its turns to the next
+    offset: int = Field(default=0, ge=0)  # the step of its first turn
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Hybrid:
+    """Several methods in one run."""
+
+    parts: dict[str, Share] = Field(default_factory=dict)  # a name for each
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)

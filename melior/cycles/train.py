@@ -203,7 +203,7 @@ class _Cycle:
             self.announce(plan_run(resolved, taught, policy, rows, measures))
         baseline = self._baseline(policy, rows, measures)
         before = kept(folder / "evaluation-before.json", lambda: known or measured("before"))
-        tell_data(folder, rows, taught.steps, policy, measures.kind)
+        tell_data(folder, rows, taught.leading, policy, measures.kind)
         self.page.update(force=True, state="running", error="")
         done = self._fit(policy, taught, measures)
         after = kept(folder / "evaluation.json", lambda: measured("after"))
@@ -218,8 +218,8 @@ class _Cycle:
             steps=done.steps,
             skipped=done.skipped,
             stopped=done.stopped,
-            dropped=getattr(taught.steps, "dropped", 0),
-            passed_over={**self.passed_over, **getattr(taught.steps, "excluded", {})},
+            dropped=getattr(taught.leading, "dropped", 0),
+            passed_over={**self.passed_over, **getattr(taught.leading, "excluded", {})},
             choices=tuple(map(str, resolved.choices)),
             warning=overfitting(done.metrics, restored=done.best_step is not None),
             tokens=int(_total(done, "num_tokens" if recipe.way.samples else "decisions")),
@@ -253,7 +253,7 @@ class _Cycle:
         sampled = kept(self.folder / "baseline.json", measure)
         found = judged(sampled, prompts_per_step=recipe.section.prompts, bounds=bounds)
         if not self.anyway and not (self.folder / "metrics.jsonl").exists():  # once begun, it was decided
-            found.check(recipe.method)
+            found.check(recipe.lead)
         self.report("baseline", 1, 1, found.sentence)
         return found
 

@@ -331,7 +331,7 @@ def space_of(recipe: Recipe, found: Found) -> Space:
         return recipe.tune.space
     if recipe.model.kind != "language" or recipe.method not in ("sft", "rft"):
         low, high = LANGUAGE_RATES if recipe.model.kind == "language" else OTHER_RATES
-        own: Space = {} if recipe.way.samples else {f"{recipe.method}.batch_size": [16, 64, 256]}
+        own: Space = {} if recipe.way.samples else {f"{recipe.lead}.batch_size": [16, 64, 256]}
         own = {"rft.divide_by_std": [False, True]} if recipe.method == "rft" else own
         return {"fit.learning_rate": Range(low=low, high=high, log=True), **own}
     fresh = (recipe.model.lora == "auto" and recipe.model.train == "all") or recipe.adapter is not None

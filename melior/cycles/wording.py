@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -15,6 +15,7 @@ from melior.errors import ConfigError
 
 Place = tuple[Any, ...]  # keys and list indices from the top of the file
 Lines = Mapping[Place, int] | None
+ANY = "*"  # in the place of a key that people choose
 
 
 def sentence(
@@ -54,11 +55,12 @@ def _nearest(place: Place, schema: type, withheld: Collection[Place]) -> str:
     """The valid key most like an unknown one, in its own section first."""
     keys = [path for path, _ in _keys(schema, ()) if path not in withheld]
     section, key = tuple(part for part in place[:-1] if not isinstance(part, int)), str(place[-1])
-    own = [path[-1] for path in keys if path[:-1] == section]
+    own = [path[-1] for path in keys if _fits(section, path[:-1])]
     if near := difflib.get_close_matches(key, own, n=1, cutoff=0.75):
         return f", did you mean {'.'.join((*section, near[0]))!r}?"
-    exact = [path for path in keys if path[-1] == key]
-    others = exact or [path for path in keys if difflib.get_close_matches(key, [path[-1]], n=1, cutoff=0.75)]
+    elsewhere = [path for path in keys if ANY not in path]
+    exact = [path for path in elsewhere if path[-1] == key]
+    others = exact or [path for path in elsewhere if difflib.get_close_matches(key, [path[-1]], n=1, cutoff=0.75)]
     if others:
         best = max(others, key=lambda path: difflib.SequenceMatcher(None, key, path[-1]).ratio())
         return f", did you mean {'.'.join(best)!r}?"
@@ -75,6 +77,15 @@ def _keys(kind: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], A
         for member in _members(hints[field.name]):
             if is_dataclass(member):
                 yield from _keys(member, (*path, field.name))
+            elif get_origin(member) is dict and is_dataclass(get_args(member)[1]):
+                yield from _keys(get_args(member)[1], (*path, field.name, ANY))
+
+
+def _fits(section: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a place is the one that the schema means."""
+    return len(section) == len(pattern) and all(
+        wanted in (part, ANY) for part, wanted in zip(section, pattern, strict=True)
+    )
 
 
 def _members(hint: Any) -> Iterator[Any]:

@@ -1,17 +1,19 @@
-"""methods that learn from judgements, from their own best outputs, or from a teacher, as recipes"""
+"""methods that learn from judgements, from their own best outputs, from a teacher, or from several of these"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_kinds import decisions, runs, write_jsonl
+from test_kinds import decisions, runs, store, write_jsonl
 
 from melior.cycles.plan import dry_run
 from melior.cycles.recipe import load_recipe, recipe_of
-from melior.cycles.train import Outcome
+from melior.cycles.rows import load_rows
+from melior.cycles.train import Outcome, run_recipe
 from melior.errors import ConfigError, DataError, TrainingError
 from melior.store import Store
 
@@ -23,7 +25,7 @@ RIGHT = {
     "reference": "{{item.completion}}",
 }
 FAST = {"learning_rate": 0.005}
-__all__ = ["runs"]  # a fixture
+__all__ = ["runs", "store"]  # fixtures
 
 
 def judged(tmp_path: Path, kind: str, count: int = 200) -> dict[str, Any]:
@@ -124,3 +126,109 @@ def test_they_can_be_planned(tmp_path: Path, store: Store, method: str, kind: st
     asked = {"method": method, "model": {"kind": "classifier"}, "data": judged(tmp_path, kind, 60), **more}
     plan = dry_run(recipe_of(asked), store)
     assert plan.steps > 0 and plan.seconds is not None and plan.seconds > 0 and plan.activation_bytes
+
+
+# ---------------------------------------------------------------------- several methods in one run
+
+
+def hybrid(tmp_path: Path, **sections: Any) -> dict[str, Any]:
+    """Rewards, with demonstrations that weigh less and less."""
+    shown = write_jsonl(tmp_path / "shown.jsonl", decisions("demonstrations", 60, seed=11))
+    annealed = {"start": 1.0, "end": 0.0, "steps": 10}
+    parts = {"rl": {"method": "rft"}, "shown": {"method": "sft", "data": shown, "weight": annealed}}
+    made: dict[str, Any] = {
+        "method": "hybrid",
+        "model": {"kind": "classifier"},
+        "hybrid": {"parts": parts},
+        "data": judged(tmp_path, "demonstrations", 240),
+        "grader": RIGHT,
+        "rft": {"prompts": 16, "hopeless": "train"},
+        "fit": {"learning_rate": 0.004, "steps": 30},
+    }
+    return {**made, **sections}
+
+
+def test_rewards_and_demonstrations_teach_at_once(tmp_path: Path, runs: Runs) -> None:
+    outcome = runs(**hybrid(tmp_path))
+    assert outcome.after.reward.low > outcome.before.reward.high and outcome.promoted
+    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["shown.weight"] for row in told[:3]] == pytest.approx([1.0, 0.9, 0.8])
+    assert all(row["shown.weight"] == 0 for row in told[10:]) and all("rl.reward" in row for row in told)
+    settled = json.loads((tmp_path / "run" / "resolved.json").read_text())
+    assert {choice["setting"] for choice in settled["choices"]} >= {"sft.batch_size", "sft.epochs"}
+    assert set(settled["recipe"]) >= {"hybrid", "rft", "sft"} and "dpo" not in settled["recipe"]
+
+
+def test_a_hybrid_goes_on_to_the_same_numbers(tmp_path: Path, runs: Runs) -> None:
+    whole = runs("whole", **hybrid(tmp_path, fit={"learning_rate": 0.004, "steps": 6, "checkpoint_every": 2}))
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(what: str, done: int, total: int, note: str) -> None:
+        if what == "training" and done == 4:
+            raise Stopped
+
+    asked = recipe_of(hybrid(tmp_path, fit={"learning_rate": 0.004, "steps": 6, "checkpoint_every": 2}))
+    with Store.open(tmp_path / "other.db") as store:
+        with pytest.raises(Stopped):
+            run_recipe(asked, tmp_path / "parted", store=store, report=stop)
+        again = run_recipe(asked, tmp_path / "parted", store=store)
+    assert again.after.values == whole.after.values
+
+
+def test_one_file_is_read_for_both_parts_and_held_out_of_both(tmp_path: Path) -> None:
+    asked = hybrid(tmp_path, data={"train": str(tmp_path / "rows.jsonl"), "heldout": 0.25})
+    write_jsonl(tmp_path / "rows.jsonl", decisions("demonstrations", 80))
+    asked["hybrid"] = {"parts": {"rl": {"method": "rft"}, "shown": {"method": "sft"}}}
+    rows = load_rows(recipe_of(asked))
+    assert [type(rows.parts[name].train[0]).__name__ for name in ("rl", "shown")] == ["Task", "Demonstration"]
+    assert len(rows.parts["shown"].train) == len(rows.train) == 60
+
+
+def test_a_part_s_own_rows_may_not_be_what_judges(tmp_path: Path) -> None:
+    asked = hybrid(tmp_path)
+    asked["hybrid"]["parts"]["shown"]["data"] = asked["data"]["heldout"]
+    with pytest.raises(DataError, match="share 60 inputs"):
+        load_rows(recipe_of(asked))
+
+
+def test_ppo_with_demonstrations_is_ppo_ptx(tmp_path: Path, runs: Runs) -> None:
+    asked = hybrid(tmp_path, ppo={"prompts": 16, "hopeless": "train"}, fit={"learning_rate": 0.004, "steps": 3})
+    asked["hybrid"]["parts"]["rl"] = {"method": "ppo"}
+    asked.pop("rft")
+    outcome = runs(**asked)
+    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert outcome.steps == 3 and all({"rl.value", "shown.nll"} <= row.keys() for row in told)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"hybrid": {}}, "write hybrid.parts"),
+        ({"hybrid": {"parts": {"rl": {"method": "rft", "data": "own.jsonl"}}}}, "learns from data.train"),
+        ({"hybrid": {"parts": {"rl": {"method": "hybrid"}}}}, "hybrid.parts.rl.method"),
+        ({"hybrid": {"parts": {"rl": {"method": "rft", "wieght": 1}}}}, "did you mean 'hybrid.parts.rl.weight'"),
+        ({"hybrid": {"parts": {"rl": {"method": "rft"}}}, "grader": None}, "write grader:"),
+        ({"hybrid": {"parts": {"rl": {"method": "rft", "weight": -1}}}}, "weight"),
+    ],
+)
+def test_what_is_wrong_in_a_hybrid_is_told(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        recipe_of(hybrid(tmp_path, **change))
+    assert told in str(error.value)
+
+
+def test_parts_are_relative_to_the_recipe_and_groups_are_sampled(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "method: hybrid\nmodel: {kind: classifier}\ndata: {train: tasks.jsonl}\ngrader: graders.py:right\n"
+        "hybrid: {parts: {shown: {method: sft, data: shown.jsonl}, rl: {method: rft, every: 2}}}\n"
+    )
+    found = load_recipe(tmp_path / "run.yaml")
+    assert found.hybrid.parts["shown"].data == str(tmp_path / "shown.jsonl")
+    assert found.lead == "rft" and found.sampling.n == 8 and recipe_of(found.to_dict()) == found
+
+
+def test_a_hybrid_can_be_planned(tmp_path: Path, store: Store) -> None:
+    plan = dry_run(recipe_of(hybrid(tmp_path)), store)
+    assert plan.method == "hybrid" and plan.steps == 30 and plan.seconds is not None and plan.seconds > 0
