@@ -27,7 +27,7 @@ def group_relative(
     Source: Shao et al. 2024, arXiv:2402.03300, §4.1.2; Liu et al. 2025, arXiv:2503.20783, eq. 3.
     """
     valid, index, counts = _groups(rewards, groups)
-    mean = _group_sum(rewards, valid, index, counts) / counts.clamp(min=1)
+    mean = _group_sum(rewards, valid, index, counts) / counts  # NaN where nothing is valid, and nobody reads it
     centred = torch.where(valid, rewards - mean[index], 0.0)
     centred = torch.where(_constant(rewards, valid, index, counts)[index], 0.0, centred)
     if not divide_by_std:
@@ -63,7 +63,7 @@ def whiten(
     mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
     chosen = values[mask]
     result = torch.zeros_like(values)
-    if chosen.numel() > 1 and bool((chosen != chosen[0]).any()):
+    if bool((chosen != chosen[:1]).any()):
         centred = chosen - chosen.mean()
         result[mask] = (centred if centre else chosen) / (centred.square().mean().sqrt() + epsilon)
     elif not centre:
@@ -86,12 +86,12 @@ def gae(
 
     Source: Schulman et al. 2015, arXiv:1506.02438, eq. 16; truncation: Pardo et al. 2017, arXiv:1712.00378.
     """
-    rewards, lengths = select(rewards, mask), mask.sum(1, keepdim=True)
+    lengths = mask.sum(1, keepdim=True)
     places = torch.arange(values.shape[1], device=mask.device)
     known = (places < lengths) | ((places == lengths) & truncated[:, None])
     values = select(values, known)
     errors = select(rewards + discount * values[:, 1:] - values[:, :-1], mask)
-    result, behind = torch.zeros_like(errors), errors.new_zeros(len(errors))
+    result, behind = torch.empty_like(errors), errors.new_zeros(len(errors))
     for place in reversed(range(errors.shape[1])):
         behind = errors[:, place] + discount * trace * behind
         result[:, place] = behind
@@ -113,9 +113,8 @@ def informative(
 def _groups(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(valid [B] bool, index [B] into groups, counts [n_groups] of valid rows)."""
     valid = ~torch.isnan(rewards)
-    _, index = torch.unique(groups, return_inverse=True)
-    size = int(index.max()) + 1 if len(index) else 0
-    counts = torch.zeros(size, dtype=rewards.dtype).index_add_(0, index, valid.to(rewards.dtype))
+    names, index = torch.unique(groups, return_inverse=True)
+    counts = torch.zeros(len(names), dtype=rewards.dtype).index_add_(0, index, valid.to(rewards.dtype))
     return valid, index, counts
 
 

@@ -103,6 +103,19 @@ def test_without_centring_signs_stay_and_the_spread_is_one() -> None:
     assert whiten(tensor(0.0, 0.0), centre=False).tolist() == [0.0, 0.0]
 
 
+def test_what_hardly_varies_is_not_blown_up() -> None:
+    """`epsilon` stands beside the standard deviation: where they are equal, half a unit is left."""
+    assert whiten(tensor(0.0, 2e-8)).tolist() == pytest.approx([-0.5, 0.5])
+    assert whiten(tensor(1.0, 3.0), epsilon=3.0).tolist() == pytest.approx([-0.25, 0.25])
+    # the sample standard deviation of a group of two is their distance over the root of two
+    pair = group_relative(tensor(0.0, math.sqrt(2)), torch.tensor([0, 0]), divide_by_std=True, epsilon=3.0)
+    assert pair.tolist() == pytest.approx([-math.sqrt(2) / 8, math.sqrt(2) / 8])
+
+
+def test_nothing_selected_whitens_to_nothing() -> None:
+    assert whiten(tensor(1.0, 2.0), torch.tensor([False, False])).tolist() == [0.0, 0.0]
+
+
 def test_whitening_of_decisions_counts_each_of_them_once() -> None:
     values = torch.tensor([[1.0, 1.0, 9.0], [4.0, 7.0, 7.0]], dtype=torch.float64)
     mask = torch.tensor([[True, True, False], [True, False, False]])

@@ -72,12 +72,12 @@ def candidate_divergence(
     there = ~torch.isneginf(teacher)
     student, teacher = torch.where(there, student, 0.0), torch.where(there, teacher, 0.0)
     if beta == 0:
-        apart = _kl(teacher, student, there)
+        apart = _kl(teacher, student)
     elif beta == 1:
-        apart = _kl(student, teacher, there)
+        apart = _kl(student, teacher)
     else:
         mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
-        apart = beta * _kl(teacher, mixture, there) + (1 - beta) * _kl(student, mixture, there)
+        apart = beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
     return apart * temperature**2
 
 
@@ -91,16 +91,16 @@ def _buckets(log_probs: Tensor, known: Tensor, remainder: bool) -> Tensor:  # [B
     return torch.cat([log_probs, rest.log()], dim=-1)
 
 
-def _kl(first: Tensor, second: Tensor, there: Tensor) -> Tensor:  # [..., K] each -> [...]
-    """KL(first ‖ second) over the candidates that are there."""
-    return torch.where(there, first.exp() * (first - second), 0.0).sum(-1)
+def _kl(first: Tensor, second: Tensor) -> Tensor:  # [..., K] each -> [...]
+    """KL(first ‖ second); where both are alike nothing is added, whatever they say."""
+    return (first.exp() * (first - second)).sum(-1)
 
 
 def _to_go(values: Tensor, discount: float) -> Tensor:  # [B, T] -> [B, T]
     """Each place's value and, discounted, those behind it."""
     if discount == 0:
         return values
-    result, behind = torch.zeros_like(values), torch.zeros_like(values[:, 0])
+    result, behind = torch.empty_like(values), torch.zeros_like(values[:, 0])
     for place in reversed(range(values.shape[1])):
         behind = values[:, place] + discount * behind
         result[:, place] = behind

@@ -52,8 +52,7 @@ def bounded_importance_weights(
     """
     _same_shape(log_probs, behavior_log_probs)
     difference = log_probs.detach() - behavior_log_probs
-    inside = difference.abs() <= math.log(bound)
-    return torch.where(inside, difference.clamp(max=math.log(bound)).exp(), 0.0)
+    return torch.where(difference.abs() <= math.log(bound), difference.exp(), 0.0)
 
 
 def truncated_importance_loss(

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from melior.errors import ShapeError
-from melior.masking import select
 
 
 def value_loss(
@@ -54,8 +53,8 @@ def explained_variance(
 
     NaN where the returns do not vary.
     """
-    errors, found = select(returns - values, mask)[mask], returns[mask]
-    spread = float(found.var(unbiased=False)) if len(found) else 0.0
+    errors, found = (returns - values)[mask], returns[mask]
+    spread = float(found.var(unbiased=False)) if len(found) else float("nan")
     return 1 - float(errors.var(unbiased=False)) / spread if spread > 0 else float("nan")
 
 

@@ -142,6 +142,15 @@ def test_sampled_gaps_have_their_value_and_are_credited_as_far_as_the_discount_s
         torch.testing.assert_close(torch.autograd.grad(found.sum(), leaf)[0], credit, rtol=0, atol=1e-15)
 
 
+def test_the_defaults_are_the_teachers_side_with_the_rest_and_each_decision_for_itself() -> None:
+    student, teacher = (table[..., :3] for table in tables())
+    expected = candidate_divergence(student, teacher, beta=0.0, temperature=1.0, remainder=True)
+    assert torch.equal(candidate_divergence(student, teacher), expected)
+    leaf = student[..., 0].clone().requires_grad_()
+    slope = torch.autograd.grad(reverse_kl_loss(leaf, teacher[..., 0]).sum(), leaf)[0]
+    torch.testing.assert_close(slope, student[..., 0] - teacher[..., 0], rtol=0, atol=1e-15)
+
+
 def test_shapes_must_agree() -> None:
     with pytest.raises(ShapeError, match=r"\(2, 3\) and \(2, 2\)"):
         reverse_kl_loss(torch.zeros(2, 3), torch.zeros(2, 2))

@@ -62,3 +62,10 @@ def test_it_is_least_at_the_smoothed_target_and_not_at_certainty() -> None:
 def test_where_nothing_may_be_decided_it_is_no_trap() -> None:
     candidates = torch.full((1, 1, 3), -math.inf)
     assert smoothed_nll_loss(torch.zeros(1, 1), candidates, torch.ones(1, 1), smoothing=0.1).item() == 0
+
+
+def test_the_even_share_goes_to_what_may_be_decided_and_to_nothing_else() -> None:
+    """Of three candidates two are left, then one: the mean is theirs."""
+    candidates = torch.tensor([[[-0.4, -1.4, -math.inf], [-0.4, -math.inf, -math.inf]]])
+    found = smoothed_nll_loss(torch.tensor([[-0.4, -0.4]]), candidates, torch.tensor([[1.0, 3.0]]), smoothing=0.5)
+    assert found.tolist()[0] == pytest.approx([0.5 * 0.4 + 0.5 * 0.9, 3 * 0.4])

@@ -88,6 +88,27 @@ def test_kl_penalty_has_the_value_of_k1_and_the_gradient_of_the_sums_to_go() -> 
     torch.testing.assert_close(gradient_of(value, log_probs), to_go)
 
 
+def test_the_default_bounds_are_those_of_the_papers() -> None:
+    """PPO's 0.2 on both sides, GSPO's 3e-4 and 4e-4, and for CISPO a weight of 5 at most."""
+    old = torch.full((1, 2), -3.0, dtype=torch.float64)
+    better, worse = torch.ones_like(old), -torch.ones_like(old)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    for ratio, advantages, bound in ((2.0, better, 1.2), (0.5, worse, 0.8)):
+        found = clipped_surrogate_loss(old + math.log(ratio), old, advantages)
+        assert found.tolist()[0] == pytest.approx([-bound * float(advantages[0, 0])] * 2, abs=1e-12)
+    for ratio, advantages, bound in ((2.0, better, 1 + 4e-4), (0.5, worse, 1 - 3e-4)):
+        found = sequence_surrogate_loss(old + math.log(ratio), old, advantages[:, 0], mask)
+        assert found.tolist()[0] == pytest.approx([-bound * float(advantages[0, 0])] * 2, abs=1e-12)
+    found = cispo_loss(old + math.log(9), old, better)
+    assert found.tolist()[0] == pytest.approx([5 * (3 - math.log(9))] * 2)
+
+
+def test_without_a_margin_the_overlong_penalty_is_a_cliff() -> None:
+    lengths = torch.tensor([14, 15, 16, 17])
+    assert overlong_penalty(lengths, limit=16, margin=1).tolist() == [0.0, 0.0, -1.0, -1.0]
+    assert overlong_penalty(lengths, limit=16, margin=0).tolist() == [0.0, 0.0, 0.0, -1.0]
+
+
 def test_the_overlong_penalty_falls_linearly_over_the_margin() -> None:
     lengths = torch.tensor([1, 12, 13, 14, 16, 17, 40])
     expected = [0.0, 0.0, -0.25, -0.5, -1.0, -1.0, -1.0]
@@ -143,6 +164,8 @@ def test_what_disagrees_beyond_the_bound_has_no_say() -> None:
     log_probs.data[0, 5] = 900.0
     found = bounded_importance_weights(log_probs, behavior, bound=2.0)
     assert found.tolist() == [pytest.approx([0.0, 0.51, 1.0, 1.99, 0.0, 0.0])] and not found.requires_grad
+    at = bounded_importance_weights(behavior + torch.tensor([-1.0, 1.0, 0.0] * 2).double(), behavior, bound=math.e)
+    assert at.tolist() == [pytest.approx([1 / math.e, math.e, 1.0] * 2)]  # the bound itself still has a say
     with pytest.raises(ShapeError):
         bounded_importance_weights(log_probs, behavior[:, :2], bound=2.0)
 

@@ -100,6 +100,23 @@ def test_over_all_pairs_it_is_least_at_the_reward_tilted_reference() -> None:
         assert float(expected(best + 0.3 * draw(4, seed=seed))) > float(expected(best))
 
 
+def test_the_defaults_are_certain_labels_without_a_margin_and_the_papers_strengths() -> None:
+    labels = {"probability": 1.0, "margin": 0.0}
+    assert torch.equal(dpo_loss(*SIDES), dpo_loss(*SIDES, beta=0.1, **labels))
+    assert torch.equal(ipo_loss(*SIDES), ipo_loss(*SIDES, beta=0.1, **labels))
+    assert torch.equal(
+        robust_dpo_loss(*SIDES, label_smoothing=0.2), robust_dpo_loss(*SIDES, label_smoothing=0.2, beta=0.1, **labels)
+    )
+    means = CHOSEN / 8, REJECTED / 8
+    assert torch.equal(simpo_loss(*means), simpo_loss(*means, beta=2.0, gamma=1.0, **labels))
+    assert torch.equal(odds_ratio_loss(*means), odds_ratio_loss(*means, **labels))
+    desirable = torch.tensor([True, False, True, True, False])
+    weights = {"desirable_weight": 1.0, "undesirable_weight": 4 / 3}
+    assert torch.equal(
+        kto_loss(CHOSEN, REF_CHOSEN, desirable, 0.0), kto_loss(CHOSEN, REF_CHOSEN, desirable, 0.0, beta=0.1, **weights)
+    )
+
+
 def test_implicit_rewards_and_shapes() -> None:
     torch.testing.assert_close(implicit_reward(CHOSEN, REF_CHOSEN, beta=0.2), 0.2 * (CHOSEN - REF_CHOSEN))
     with pytest.raises(ShapeError, match=r"\(5,\) and \(4,\)"):
@@ -197,7 +214,8 @@ def test_robust_dpo_has_no_bias_under_flipped_labels_and_conservative_dpo_has(fl
 
 
 def test_labels_flipped_more_often_than_not_are_refused() -> None:
-    for chance in (0.5, -0.1, math.nan):
+    assert smoothed(0.7, 0.0) == unflipped(0.7, 0.0) == 0.7
+    for chance in (0.5, 0.7, -0.1, math.nan):
         with pytest.raises(ConfigError, match=r"from 0 to below 0\.5"):
             robust_dpo_loss(*SIDES, label_smoothing=chance)
         with pytest.raises(ConfigError):

@@ -90,6 +90,16 @@ def test_a_grade_is_at_most_k_with_the_sigmoid_of_the_threshold_less_the_value()
     torch.testing.assert_close(moved, ordinal_log_probs(FIRST, THRESHOLDS))
 
 
+def test_grades_stand_behind_all_other_dimensions() -> None:
+    """Values of any shape, with thresholds for all or with their own for each."""
+    table = ordinal_log_probs(FIRST, THRESHOLDS)
+    torch.testing.assert_close(ordinal_log_probs(FIRST[4], THRESHOLDS), table[4])
+    torch.testing.assert_close(ordinal_log_probs(FIRST.view(2, 3), THRESHOLDS), table.view(2, 3, 5))
+    own = torch.stack([THRESHOLDS, THRESHOLDS + 1])
+    found = ordinal_log_probs(torch.stack([FIRST[0], FIRST[0] + 1]), own)
+    torch.testing.assert_close(found, table[:1].expand(2, 5))
+
+
 def test_far_away_nothing_overflows() -> None:
     far = torch.tensor([1e4, -1e4], dtype=torch.float64, requires_grad=True)
     zero = torch.zeros(2, dtype=torch.float64)
