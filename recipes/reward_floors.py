@@ -14,7 +14,8 @@ from melior.types import Demonstration, Preference, Segment
 
 Floats = NDArray[np.float64]
 Rows = Sequence[Any]  # preferences or rated outputs
-Learner = Callable[[Rows, float], Callable[[Sequence[Any]], Floats]]  # rows, strength → rewards of outputs
+Told = Callable[[Sequence[Any]], Floats]  # outputs → their rewards
+Learner = Callable[[Rows], Callable[[float], Told]]  # rows, then a strength: words are counted once for all strengths
 
 STRENGTHS = (0.03, 0.3, 3.0, 30.0)  # inverse of the ridge penalty: what the inner folds choose from
 
@@ -35,17 +36,22 @@ def bradley_terry(differences: Any, strength: float) -> Floats:
     return np.asarray(fitted.coef_[0])
 
 
-def tfidf_pairs(rows: Rows, strength: float) -> Callable[[Sequence[Any]], Floats]:
+def tfidf_pairs(rows: Rows) -> Callable[[float], Told]:
     """Bradley–Terry on TF-IDF weights of an answer's words and pairs of words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     chosen, rejected = ([text_of(getattr(row, side)) for row in rows] for side in ("chosen", "rejected"))
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2).fit([*chosen, *rejected])
-    weights = bradley_terry(words.transform(chosen) - words.transform(rejected), strength)
-    return lambda examples: words.transform([text_of(each.output) for each in examples]) @ weights
+    differences = words.transform(chosen) - words.transform(rejected)
+
+    def learn(strength: float) -> Told:
+        weights = bradley_terry(differences, strength)
+        return lambda examples: words.transform([text_of(each.output) for each in examples]) @ weights
+
+    return learn
 
 
-def tfidf_ratings(rows: Rows, strength: float) -> Callable[[Sequence[Any]], Floats]:
+def tfidf_ratings(rows: Rows) -> Callable[[float], Told]:
     """Logistic regression on TF-IDF weights of a turn's words, and of those of the message before it."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -62,18 +68,27 @@ def tfidf_ratings(rows: Rows, strength: float) -> Callable[[Sequence[Any]], Floa
         make_pipeline(FunctionTransformer(of), TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2))
         for of in (last, answers)
     ]
-    model = make_pipeline(make_union(*parts), LogisticRegression(C=strength, max_iter=2000))
-    fitted = model.fit(rows, [row.rating > 0 for row in rows])
-    return lambda examples: np.asarray(fitted.decision_function(examples))
+    words = make_union(*parts).fit(rows)
+    counted, good = words.transform(rows), [row.rating > 0 for row in rows]
+
+    def learn(strength: float) -> Told:
+        fitted = LogisticRegression(C=strength, max_iter=2000).fit(counted, good)
+        return lambda examples: np.asarray(fitted.decision_function(words.transform(examples)))
+
+    return learn
 
 
-def linear_segments(rows: Rows, strength: float) -> Callable[[Sequence[Any]], Floats]:
+def linear_segments(rows: Rows) -> Callable[[float], Told]:
     """Bradley–Terry on the mean of a segment's observations and actions, standardised."""
     means = [np.stack([mean_step(getattr(row, side)) for row in rows]) for side in ("chosen", "rejected")]
     spread = np.concatenate(means).std(0)
     unit = np.where(spread > 0, spread, 1.0)
-    weights = bradley_terry((means[0] - means[1]) / unit, strength)
-    return lambda examples: np.stack([mean_step(each.output) for each in examples]) / unit @ weights
+
+    def learn(strength: float) -> Told:
+        weights = bradley_terry((means[0] - means[1]) / unit, strength)
+        return lambda examples: np.stack([mean_step(each.output) for each in examples]) / unit @ weights
+
+    return learn
 
 
 def mean_step(segment: Segment) -> Floats:  # [D]

@@ -16,7 +16,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,19 +66,16 @@ class Trial:
 
 
 TEXTS = (
-    Trial(name="linear, 3 epochs", epochs=3, batch_size=64),
-    Trial(name="linear, 12 epochs", epochs=12, batch_size=64),
-    Trial(name="64 units, 6 epochs", hidden=(64,), epochs=6, batch_size=64),
-)
-TURNS = (  # there are three times as many, and two of three call an interface in few words
-    Trial(name="linear, 3 epochs", epochs=3, batch_size=128, learning_rate=2e-3),
-    Trial(name="linear, 12 epochs", epochs=12, batch_size=128, learning_rate=2e-3),
-    Trial(name="64 units, 6 epochs", hidden=(64,), epochs=6, batch_size=128, learning_rate=2e-3),
+    Trial(name="linear, 3 epochs", epochs=3, batch_size=256, learning_rate=4e-3),
+    Trial(name="linear, 12 epochs", epochs=12, batch_size=256, learning_rate=4e-3),
+    Trial(name="64 units, 6 epochs", hidden=(64,), epochs=6, batch_size=256, learning_rate=3e-3),
+    Trial(name="64 units, 12 epochs", hidden=(64,), epochs=12, batch_size=256, learning_rate=3e-3),
 )
 SEGMENTS = (
-    Trial(name="linear, 60 epochs", epochs=60, batch_size=50, learning_rate=1e-2),
-    Trial(name="32 units, 20 epochs", hidden=(32,), epochs=20, batch_size=50, learning_rate=3e-3),
-    Trial(name="32 units, 60 epochs", hidden=(32,), epochs=60, batch_size=50, learning_rate=3e-3),
+    Trial(name="linear, 10 epochs", epochs=10, batch_size=100, learning_rate=2e-2),
+    Trial(name="linear, 60 epochs", epochs=60, batch_size=100, learning_rate=2e-2),
+    Trial(name="32 units, 15 epochs", hidden=(32,), epochs=15, batch_size=100, learning_rate=5e-3),
+    Trial(name="32 units, 40 epochs", hidden=(32,), epochs=40, batch_size=100, learning_rate=5e-3),
 )
 
 
@@ -95,6 +92,7 @@ class Field:
     linear_name: str
     trials: tuple[Trial, ...]
     texts: bool = True  # whether MiniLM reads the outputs
+    messages: int | None = None  # before an output, that MiniLM reads; None: all
     heldout: str = ""  # pairs that no fold holds
     scripted: str = ""  # the same pairs, labelled by the return that was earned
     rules: Mapping[str, Callable[[Sequence[Any]], Floats]] = field(default_factory=dict)
@@ -142,7 +140,8 @@ FIELDS = {
         measure="auc",
         linear=floors.tfidf_ratings,
         linear_name="TF-IDF, logistic regression",
-        trials=TURNS,
+        trials=TEXTS,
+        messages=1,  # as the linear model does: a turn answers what was just said
         rules={"a longer turn": floors.longest, "a call, no words": floors.is_call},
     ),
     "hopper": _robot("hopper", "a hopping robot", 0.743, 5),
@@ -158,7 +157,7 @@ class Settings:
 
     outer: int = 10
     inner: int = 3
-    members: int = 2
+    members: int = 3  # of what speaks at last; settings are chosen by one model each
     seed: int = 0
 
 
@@ -173,12 +172,12 @@ def encoder() -> TextInputs:
 VECTORS: dict[str, torch.Tensor] = {}  # of every text that MiniLM has read, shared by all models of a run
 
 
-def read_texts(rows: Rows, path: Path) -> None:
+def read_texts(rows: Rows, messages: int | None, path: Path) -> None:
     """Lets MiniLM read every text of the rows once, in portions that are kept in a file."""
     if path.is_file():
         with np.load(path, allow_pickle=False) as kept:
             VECTORS.update(zip(kept["keys"].tolist(), torch.from_numpy(kept["vectors"]), strict=True))
-    reader = TextReader(encoder(), PairedTexts())
+    reader = TextReader(encoder(), PairedTexts(messages=messages))
     reader.vectors = VECTORS
     examples = sides(rows)
     for start in range(0, len(examples), PORTION):
@@ -190,32 +189,27 @@ def read_texts(rows: Rows, path: Path) -> None:
             np.savez(path, keys=np.array(list(VECTORS)), vectors=torch.stack(list(VECTORS.values())).numpy())
 
 
-def made(trial: Trial, rows: Rows, seed: int) -> RewardModel:
+def made(trial: Trial, rows: Rows, seed: int, messages: int | None = None) -> RewardModel:
     """An untrained model that reads rows like these."""
     if not isinstance(sides(rows[:1])[0].output, str | list):
         return RewardModel.make(Reward(inputs="segment", segment=Segments(hidden=trial.hidden)), rows, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        reader = TextReader(encoder(), PairedTexts(hidden=sum(trial.hidden), dropout=DROPOUT))
+        config = PairedTexts(hidden=sum(trial.hidden), dropout=DROPOUT, messages=messages)
+        reader = TextReader(encoder(), config)
         reader.vectors = VECTORS
         return RewardModel(FeatureTrunk(reader), Heads((DEFAULT,), reader.width))
 
 
-def trained(trial: Trial, rows: Rows, seed: int) -> RewardModel:
+def trained(trial: Trial, rows: Rows, seed: int, messages: int | None = None) -> RewardModel:
     """A model that has learnt from the rows: Bradley–Terry from pairs, logistic from ratings."""
-    model = made(trial, rows, seed)
+    model = made(trial, rows, seed, messages)
     pairs = isinstance(rows[0], Preference)
     shown: Callable[..., Steps] = Comparisons if pairs else Ratings
     steps = shown(model, rows, batch_size=trial.batch_size, epochs=trial.epochs, seed=seed)
     config = FitConfig(learning_rate=trial.learning_rate, weight_decay=trial.weight_decay)
     fit(model, steps, bradley_terry() if pairs else logistic(), config)
     return model
-
-
-def together(trial: Trial, rows: Rows, examples: Sequence[Any], settings: Settings) -> Floats:  # [N]
-    """The mean reward of several models that differ by seed."""
-    models = [trained(trial, rows, settings.seed + number) for number in range(settings.members)]
-    return np.mean([model.rewards(examples)[:, 0].numpy() for model in models], axis=0)
 
 
 def stacked(rows: Rows, parts: Floats, others: Floats, seed: int) -> tuple[Floats, Floats]:  # [N, 2], [M, 2]
@@ -255,16 +249,16 @@ def measured(field: Field, learnt: Rows, unseen: Rows, settings: Settings) -> Fo
     start = time.monotonic()
     examples = sides(unseen)
     inner = folds(learnt, settings.inner, seed=settings.seed + 1)
-    inside = [
-        (best, *chosen_inside(learnt, inner, ways))
-        for best, ways in (
-            ("linear", {str(each): linear_way(field, each) for each in floors.STRENGTHS}),
-            ("melior", {each.name: melior_way(each, settings) for each in field.trials}),
-        )
-    ]
-    chosen = {method: name for method, name, _, _ in inside}
-    parts = np.stack([rewards for _, _, rewards, _ in inside], axis=1)  # [N, 2] by models that did not see the row
-    fresh = np.stack([way(learnt, examples) for _, _, _, way in inside], axis=1)
+    linear, ours = linear_way(field), melior_way(field, settings)
+    inside = {
+        "linear": chosen_inside(learnt, inner, linear, [str(each) for each in floors.STRENGTHS]),
+        "melior": chosen_inside(learnt, inner, melior_way(field, replace(settings, members=1)), list(named(field))),
+    }
+    chosen = {method: name for method, (name, _) in inside.items()}
+    parts = np.stack([rewards for _, rewards in inside.values()], axis=1)  # [N, 2] by models that did not see the row
+    fresh = np.stack(
+        [way(learnt, examples, [name])[name] for way, name in zip((linear, ours), chosen.values(), strict=True)], 1
+    )
     rewards = {field.linear_name: fresh[:, 0], MELIOR: fresh[:, 1]}
     rewards[STACK], _ = stacked(learnt, parts, fresh, settings.seed)
     unit = sure_as(learnt, parts[:, 1])
@@ -272,32 +266,47 @@ def measured(field: Field, learnt: Rows, unseen: Rows, settings: Settings) -> Fo
     return Fold([row.id for row in unseen], told, chosen, time.monotonic() - start)
 
 
-Way = Callable[[Rows, Sequence[Any]], Floats]  # rows to learn from, outputs → their rewards
+Way = Callable[[Rows, Sequence[Any], Sequence[str]], Mapping[str, Floats]]  # rows, outputs, settings → rewards by each
 
 
-def linear_way(field: Field, strength: float) -> Way:
-    def way(rows: Rows, examples: Sequence[Any]) -> Floats:
-        kept = floors.compared(rows) if isinstance(rows[0], Preference) else rows
-        return field.linear(kept, strength)(examples)
+def linear_way(field: Field) -> Way:
+    """The linear model, by the names of strengths."""
+
+    def way(rows: Rows, examples: Sequence[Any], names: Sequence[str]) -> Mapping[str, Floats]:
+        learn = field.linear(floors.compared(rows) if isinstance(rows[0], Preference) else rows)
+        return {name: learn(float(name))(examples) for name in names}
 
     return way
 
 
-def melior_way(trial: Trial, settings: Settings) -> Way:
-    return lambda rows, examples: together(trial, rows, examples, settings)
+def melior_way(field: Field, settings: Settings) -> Way:
+    """The mean reward of several models that differ by seed, by the names of trials."""
+
+    def one(trial: Trial, rows: Rows, examples: Sequence[Any]) -> Floats:
+        seeds = range(settings.seed, settings.seed + settings.members)
+        models = [trained(trial, rows, seed, field.messages) for seed in seeds]
+        return np.mean([model.rewards(examples)[:, 0].numpy() for model in models], axis=0)
+
+    return lambda rows, examples, names: {name: one(named(field)[name], rows, examples) for name in names}
 
 
-def chosen_inside(learnt: Rows, inner: Sequence[tuple[Rows, Rows]], ways: Mapping[str, Way]) -> tuple[str, Floats, Way]:
-    """The way whose rewards of inner held-out rows fit people best: its name, these rewards, and itself."""
+def named(field: Field) -> Mapping[str, Trial]:
+    return {trial.name: trial for trial in field.trials}
+
+
+def chosen_inside(
+    learnt: Rows, inner: Sequence[tuple[Rows, Rows]], way: Way, names: Sequence[str]
+) -> tuple[str, Floats]:
+    """The setting whose rewards of inner held-out rows fit people best, and these rewards."""
     width = 2 if isinstance(learnt[0], Preference) else 1
     place = {row.id: number for number, row in enumerate(learnt)}
-    found = {name: np.zeros((len(learnt), width)) for name in ways}
+    found = {name: np.zeros((len(learnt), width)) for name in names}
     for kept, held in inner:
-        for name, way in ways.items():
-            found[name][[place[row.id] for row in held]] = way(kept, sides(held)).reshape(-1, width)
+        for name, rewards in way(kept, sides(held), names).items():
+            found[name][[place[row.id] for row in held]] = rewards.reshape(-1, width)
     flat = {name: rewards.ravel() for name, rewards in found.items()}
     best = min(flat, key=lambda name: loss(learnt, flat[name] / sure_as(learnt, flat[name])))
-    return best, flat[best], ways[best]
+    return best, flat[best]
 
 
 def log_odds(rows: Rows, rewards: Floats) -> tuple[Floats, Floats]:
@@ -323,7 +332,7 @@ def sure_as(rows: Rows, rewards: Floats) -> float:
 def cross_fitted(field: Field, rows: Rows, settings: Settings, folder: Path) -> list[Fold]:
     """Every row's rewards from models that never saw its group; folds that were kept are not made again."""
     found = []
-    key = canonical([fingerprint(rows), asdict(settings), [asdict(each) for each in field.trials], floors.STRENGTHS])
+    key = canonical([fingerprint(rows), asdict(settings), [asdict(each) for each in field.trials], field.messages])
     for number, (learnt, unseen) in enumerate(folds(rows, settings.outer, seed=settings.seed), start=1):
         path = folder / "folds" / f"{number}.json"
         kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -501,9 +510,9 @@ def kept_model(
     field: Field, rows: Rows, chosen: Mapping[str, Mapping[str, int]], settings: Settings, folder: Path
 ) -> None:
     """Melior's models as most folds chose them, from all rows, as a grader: `{"type": "learned", "model": folder}`."""
-    most = max(chosen["melior"], key=lambda name: chosen["melior"][name])
-    trial = next(each for each in field.trials if each.name == most)
-    ensemble = RewardEnsemble([trained(trial, rows, settings.seed + number) for number in range(settings.members)])
+    trial = named(field)[max(chosen["melior"], key=lambda name: chosen["melior"][name])]
+    seeds = range(settings.seed, settings.seed + settings.members)
+    ensemble = RewardEnsemble([trained(trial, rows, seed, field.messages) for seed in seeds])
     ensemble.centre(sides(rows[:200]))
     ensemble.save(folder)
 
@@ -522,8 +531,10 @@ def on_heldout(
 ) -> dict[str, Interval]:
     """Agreement on pairs that no fold held, with what most folds chose; and how models taught by returns agree."""
     most = {method: max(counts, key=lambda name: counts[name]) for method, counts in chosen.items()}
-    trial = next(each for each in field.trials if each.name == most["melior"])
-    ways = {field.linear_name: linear_way(field, float(most["linear"])), MELIOR: melior_way(trial, settings)}
+    ways = {
+        field.linear_name: (linear_way(field), most["linear"]),
+        MELIOR: (melior_way(field, settings), most["melior"]),
+    }
     unseen = floors.compared(read_examples(field.heldout, "preferences").rows)
     asked = {f"{len(unseen)} held-out pairs, labels of people": (rows, unseen)}
     if field.scripted:
@@ -531,8 +542,8 @@ def on_heldout(
         asked["people's pairs, by models taught by returns"] = (scripted, floors.compared(rows))
     told = {}
     for name, (learnt, judged) in asked.items():
-        for method, way in ways.items():
-            won = right(way(learnt, sides(judged)).reshape(-1, 2))
+        for method, (way, setting) in ways.items():
+            won = right(way(learnt, sides(judged), [setting])[setting].reshape(-1, 2))
             told[f"{name}: {method}"] = wilson(round(float(won.sum())), len(judged))
     return told
 
@@ -571,7 +582,7 @@ def main() -> None:
     if given.quick:
         rows, settings = rows[:: max(1, len(rows) // 100)], Settings(outer=2, inner=2, members=1)
     if field.texts:
-        read_texts(rows, folder / "vectors.npz")
+        read_texts(rows, field.messages, folder / "vectors.npz")
     found = cross_fitted(field, rows, settings, folder)
     result = outcome(field, rows, found, settings, time.monotonic() - start)
     summary = {**result.to_json(), "settings": asdict(settings)}

@@ -88,18 +88,22 @@ class SegmentReader(nn.Module):
         return next((parameter.dtype for parameter in self.parameters()), torch.float32)
 
     def cost(self, row: Tensor) -> int:
-        """Its steps."""
+        """Its steps; where the reward is linear in them, their sum counts 1."""
         return len(row)
 
-    def read(self, examples: Sequence[Any]) -> list[Tensor]:
-        """Each output's steps [T, D], an array, or a mapping of arrays such as observations and actions.
+    def read(self, examples: Sequence[Any]) -> list[Tensor]:  # [T, D] each
+        """Each output's steps, standardised, of an array or a mapping of arrays such as observations and actions.
+
+        Without a hidden layer their sum [1, D], which is all that is read of them.
 
         Raises:
             DataError: for what is no array of finite numbers, has no step, or other columns than the training segments.
         """
         found = [_numbers(example.output, place) for place, example in enumerate(examples, start=1)]
         self._check(found)
-        return found
+        mean, deviation = self.mean.cpu(), self.deviation.cpu()
+        steps = [(each - mean) / deviation for each in found]
+        return [each if self.layers else each.sum(0, keepdim=True) for each in steps]
 
     def _check(self, segments: Sequence[Tensor]) -> None:
         for place, segment in enumerate(segments, start=1):
@@ -110,7 +114,7 @@ class SegmentReader(nn.Module):
         """Sums over each segment's own steps."""
         lengths = torch.tensor([len(row) for row in rows])
         owners = torch.repeat_interleave(torch.arange(len(rows)), lengths).to(self.mean.device)
-        steps = ((torch.cat(list(rows)).to(self.mean.device) - self.mean) / self.deviation).to(self.dtype)
+        steps = torch.cat(list(rows)).to(self.mean.device, self.dtype)
         hidden = steps
         for place, layer in enumerate(self.layers):
             hidden = torch.relu(layer(hidden))

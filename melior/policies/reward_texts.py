@@ -32,6 +32,7 @@ class PairedTexts:
     frozen: bool = True  # the encoder stays as it is, and reads each text once
     hidden: int = Field(default=0, ge=0)  # units of the hidden layer; 0: the heads read the features themselves
     dropout: float = Field(default=0.1, ge=0, lt=1)  # share of features left out while training
+    messages: int | None = Field(default=None, ge=1)  # of a conversation before the answer, the last; None: all
     text: Texts = Field(default_factory=Texts)
 
 
@@ -82,7 +83,8 @@ class TextReader(nn.Module):
         Raises:
             DataError: for a text without a token.
         """
-        texts = [text for each in examples for text in (text_of(each.inputs), text_of(each.output))]
+        last = self.config.messages
+        texts = [text for each in examples for text in (text_of(each.inputs, last), text_of(each.output))]
         found = self._frozen(texts) if self.config.frozen else self.texts.encode(texts)
         return list(zip(found[0::2], found[1::2], strict=True))
 
@@ -134,7 +136,7 @@ class TextReader(nn.Module):
         """Settings; the encoder's architecture stands beside them."""
         config = self.config
         told = {"frozen": config.frozen, "hidden": config.hidden, "dropout": config.dropout}
-        return {**told, "encoder": self.texts.to_json()}
+        return {**told, "messages": config.messages, "encoder": self.texts.to_json()}
 
     def write_files(self, folder: Path) -> None:
         self.texts.write_files(folder)
@@ -144,7 +146,7 @@ class TextReader(nn.Module):
         """The same reader, its weights still to be loaded."""
         texts = TextInputs.from_json(told["encoder"], folder)
         settings = {name: told[name] for name in ("frozen", "hidden", "dropout")}
-        return cls(texts, PairedTexts(**settings, text=texts.config))
+        return cls(texts, PairedTexts(**settings, messages=told.get("messages"), text=texts.config))
 
 
 @cache
@@ -153,15 +155,15 @@ def _vectors(encoder: str, longest: int) -> dict[str, Tensor]:
     return {}
 
 
-def text_of(given: Any) -> str:
-    """What was said, as one text: messages as lines of role and content."""
+def text_of(given: Any, last: int | None = None) -> str:
+    """What was said, as one text: messages as lines of role and content, of a conversation the last few or all."""
     if isinstance(given, str):
         return given
     if given is None:
         return " "
     messages = given.get("messages", [given]) if isinstance(given, Mapping) else given
     try:
-        return "\n".join(_line(message) for message in messages)
+        return "\n".join(_line(message) for message in (messages[-last:] if last else messages))
     except (TypeError, AttributeError, KeyError):
         return json.dumps(given, ensure_ascii=False, default=str)
 

@@ -9,6 +9,7 @@ from html import unescape
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,15 +92,12 @@ def test_inner_choices_are_made_by_rows_that_were_not_learnt(recipe: ModuleType)
     rows = pairs(60, 5)
     truth = {side: float(np.asarray(side)[0, 0]) for row in rows for side in (row.chosen, row.rejected)}
 
-    def remembers(learnt: list[Preference], examples: list[object]) -> np.ndarray:
+    def way(learnt: list[Preference], examples: list[Any], names: list[str]) -> dict[str, np.ndarray]:
         known = {row.chosen: 10.0 for row in learnt}
-        return np.array([known.get(each.output, 0.0) for each in examples])  # type: ignore[attr-defined]
+        remembered = np.array([known.get(each.output, 0.0) for each in examples])
+        return {"remembers": remembered, "weak": np.array([0.5 * truth[each.output] for each in examples])}
 
-    def weak(learnt: list[Preference], examples: list[object]) -> np.ndarray:
-        return np.array([0.5 * truth[each.output] for each in examples])  # type: ignore[attr-defined]
-
-    cuts = recipe.folds(rows, 3)
-    name, rewards, _ = recipe.chosen_inside(rows, cuts, {"remembers": remembers, "weak": weak})
+    name, rewards = recipe.chosen_inside(rows, recipe.folds(rows, 3), way, ["remembers", "weak"])
     assert name == "weak" and recipe.right(rewards.reshape(-1, 2)).mean() == 1
 
 
