@@ -43,6 +43,22 @@ def test_gradients_equal_finite_differences(name: str) -> None:
     assert torch.autograd.gradcheck(LOSSES[name], leaves, eps=1e-6, atol=1e-6, rtol=0.0)
 
 
+def test_the_numbers_are_those_of_the_definitions() -> None:
+    """By hand, from rewards of 3 and 1: the gap is 2, the sum 4."""
+    three, one = torch.tensor([3.0]).double(), torch.tensor([1.0]).double()
+    cost = lambda odds: math.log1p(math.exp(-odds))  # noqa: E731
+    assert bradley_terry_loss(three, one).item() == pytest.approx(cost(2))
+    assert bradley_terry_loss(three, one, margin=0.5).item() == pytest.approx(cost(1.5))
+    soft = 0.8 * cost(2) + 0.2 * cost(-2)
+    assert bradley_terry_loss(three, one, probability=0.8).item() == pytest.approx(soft)
+    assert centring_loss(three, one).item() == 16
+    assert squared_error_loss(three, one).item() == 2
+    assert squared_error_loss(one, 3 * three).item() == 32
+    assert logistic_loss(three, one).item() == pytest.approx(cost(3))
+    assert logistic_loss(three, 0 * one).item() == pytest.approx(cost(-3))
+    assert logistic_loss(three, one / 4).item() == pytest.approx(cost(3) / 4 + cost(-3) * 3 / 4)
+
+
 def test_equal_rewards_cost_ln_two_and_swapping_the_sides_flips_everything() -> None:
     assert bradley_terry_loss(FIRST, FIRST).tolist() == pytest.approx([math.log(2)] * 6, abs=1e-15)
     one = bradley_terry_loss(FIRST, SECOND, probability=SOFT, margin=MARGIN)

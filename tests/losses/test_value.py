@@ -46,6 +46,16 @@ def test_clipping_regions(value: float, old: float, loss: float, slope: float) -
     assert torch.autograd.grad(found.sum(), leaf)[0].item() == pytest.approx(slope, abs=1e-12)
 
 
+def test_clipping_knows_no_zero_and_no_direction() -> None:
+    """Values, returns and old values may all be shifted or mirrored alike."""
+    values = draw(3, 4)
+    here = clipped_value_loss(values, RETURNS, OLD, clip=0.3)
+    assert not torch.equal(here, value_loss(values, RETURNS))  # some are clipped
+    for shift, sign in ((5.0, 1), (-5.0, 1), (0.0, -1)):
+        there = clipped_value_loss(sign * values + shift, sign * RETURNS + shift, sign * OLD + shift, clip=0.3)
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-12)
+
+
 def test_the_explained_share_is_one_of_truth_and_nought_of_a_constant() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     returns = torch.tensor([[1.0, 2.0, math.nan], [6.0, math.inf, 0.0]])
@@ -54,6 +64,7 @@ def test_the_explained_share_is_one_of_truth_and_nought_of_a_constant() -> None:
     assert explained_variance(-returns, returns, mask) == pytest.approx(-3.0)
     assert explained_variance(returns + 5, returns, mask) == 1.0  # a shift is no variance
     assert explained_variance(returns / 2, returns, mask) == pytest.approx(0.75)
+    assert explained_variance(returns / 200, returns / 100, mask) == pytest.approx(0.75)  # the unit says nothing
     assert math.isnan(explained_variance(returns, torch.ones_like(returns), mask))
     assert math.isnan(explained_variance(returns, returns, torch.zeros_like(mask)))
 
