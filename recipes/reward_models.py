@@ -48,7 +48,6 @@ from melior.types import Demonstration, Preference, Rated
 
 PORTION = 1000  # outputs between two times that vectors are kept
 LONGEST = 128  # tokens of a prompt or an answer that MiniLM reads, the last ones: half the time of its 256
-DROPOUT = 0.3  # share of MiniLM's features left out while training: there are as many features as rows
 MELIOR, STACK = "melior", "melior, stacked on the linear model"
 TINY = 1e-12  # differences of areas under curves are equal but for rounding
 
@@ -69,8 +68,8 @@ TEXTS = (
     Trial(name="linear, 3 epochs", epochs=3, batch_size=256, learning_rate=4e-3),
     Trial(name="linear, 12 epochs", epochs=12, batch_size=256, learning_rate=4e-3),
     Trial(name="64 units, 6 epochs", hidden=(64,), epochs=6, batch_size=256, learning_rate=3e-3),
-    Trial(name="64 units, 12 epochs", hidden=(64,), epochs=12, batch_size=256, learning_rate=3e-3),
 )
+TURNS = tuple(replace(trial, batch_size=512) for trial in TEXTS)  # single outputs: as many as 256 pairs have
 SEGMENTS = (
     Trial(name="linear, 10 epochs", epochs=10, batch_size=100, learning_rate=2e-2),
     Trial(name="linear, 60 epochs", epochs=60, batch_size=100, learning_rate=2e-2),
@@ -93,6 +92,7 @@ class Field:
     trials: tuple[Trial, ...]
     texts: bool = True  # whether MiniLM reads the outputs
     messages: int | None = None  # before an output, that MiniLM reads; None: all
+    folds: int = 10
     heldout: str = ""  # pairs that no fold holds
     scripted: str = ""  # the same pairs, labelled by the return that was earned
     rules: Mapping[str, Callable[[Sequence[Any]], Floats]] = field(default_factory=dict)
@@ -130,6 +130,7 @@ FIELDS = {
         linear=floors.tfidf_pairs,
         linear_name="TF-IDF Bradley–Terry",
         trials=TEXTS,
+        folds=5,
         rules={"the longer one": floors.longest, "the shorter one": lambda examples: -floors.longest(examples)},
     ),
     "taskmaster": Field(
@@ -140,7 +141,8 @@ FIELDS = {
         measure="auc",
         linear=floors.tfidf_ratings,
         linear_name="TF-IDF, logistic regression",
-        trials=TEXTS,
+        trials=TURNS,
+        folds=5,
         messages=1,  # as the linear model does: a turn answers what was just said
         rules={"a longer turn": floors.longest, "a call, no words": floors.is_call},
     ),
@@ -155,7 +157,7 @@ FIELDS = {
 class Settings:
     """How often rows are cut, and how many models speak together."""
 
-    outer: int = 10
+    outer: int
     inner: int = 3
     members: int = 3  # of what speaks at last; settings are chosen by one model each
     seed: int = 0
@@ -195,7 +197,7 @@ def made(trial: Trial, rows: Rows, seed: int, messages: int | None = None) -> Re
         return RewardModel.make(Reward(inputs="segment", segment=Segments(hidden=trial.hidden)), rows, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = PairedTexts(hidden=sum(trial.hidden), dropout=DROPOUT, messages=messages)
+        config = PairedTexts(hidden=sum(trial.hidden), dropout=0.0, messages=messages)
         reader = TextReader(encoder(), config)
         reader.vectors = VECTORS
         return RewardModel(FeatureTrunk(reader), Heads((DEFAULT,), reader.width))
@@ -570,7 +572,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=sorted(FIELDS))
     parser.add_argument("--out", type=Path, help="folder for folds, summary and page; by default runs/reward-SET")
-    parser.add_argument("--folds", type=int, default=Settings.outer)
+    parser.add_argument("--folds", type=int, help="10 for segments, 5 for texts, where not said")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few rows and folds: whether it runs, not how good it is")
     given = parser.parse_args()
@@ -578,7 +580,7 @@ def main() -> None:
     folder = given.out or Path("runs") / f"reward-{field.name}"
     start = time.monotonic()
     rows = list(read_examples(field.source).rows)
-    settings = Settings(outer=given.folds, seed=given.seed)
+    settings = Settings(outer=given.folds or field.folds, seed=given.seed)
     if given.quick:
         rows, settings = rows[:: max(1, len(rows) // 100)], Settings(outer=2, inner=2, members=1)
     if field.texts:
