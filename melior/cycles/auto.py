@@ -204,7 +204,7 @@ def _rate(recipe: Recipe, policy: Any, test: RangeTest | None) -> Choice:
 
 
 def _pace(recipe: Recipe, policy: Any) -> Pace:
-    return kind_named(recipe.model.kind).pace(policy)
+    return kind_named(recipe.kind).pace(policy)
 
 
 def _multiplied(recipe: Recipe, rate: float, why: str) -> Choice:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from melior.cycles.kinds import Kind, kind_named
+from melior.cycles.kinds import Kind, kind_named, load_model
 from melior.cycles.kinds.classifier import costs_of, judged, truth_of
 from melior.cycles.ledger import record_evaluation
 from melior.cycles.lesson import noticing
@@ -22,7 +22,6 @@ from melior.errors import ConfigError, MeliorError
 from melior.evaluation.classification import Classification
 from melior.evaluation.evaluate import Evaluation, evaluate
 from melior.evaluation.logged import evaluate_logged
-from melior.policies.kinds import load_policy
 from melior.rewards.workers import GraderPool
 from melior.store import Store
 from melior.types import Sampling
@@ -86,7 +85,7 @@ def evaluate_models(models: Sequence[str], asked: Asked, store: Store, told: Tol
     with open_pool(spec, store=store) if spec is not None else nullcontext() as pool:
         for model, one in zip(models, found, strict=True):
             told(f"loading {model}", 0, 1)
-            policy = load_policy(one.path)
+            policy = load_model(one.path)
 
             def progress(done: int, total: int, model: str = model) -> None:
                 told(f"evaluating {model}", done, total)
@@ -139,8 +138,8 @@ def _of_rows(
         return Measured(evaluate_logged(policy, some, scores, sampling=asked.sampling(policy.kind), grader=name))
     labelled = policy.kind == "classifier" and all(truth_of(row) for row in some)
     made = judged(policy, some, asked.reading.audit, costs=costs_of(asked.spec)) if labelled else None
-    if pool is None and policy.kind != "language" and found == "demonstrations":
-        return Measured(kind.measure(policy, some), made)
+    if pool is None and policy.kind != "language" and found in kind.judges:
+        return Measured(kind.measure(policy, some, found), made)
     if pool is None:
         raise ConfigError(f"nobody grades the answers to {asked.data}; give --grader")
     return Measured(_graded(policy, kind, [task_of(row) for row in some], asked, pool, progress), made)

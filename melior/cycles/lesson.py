@@ -82,7 +82,7 @@ def load_trainable(recipe: Recipe, found: Found, rows: Rows) -> Any:
     Raises:
         ConfigError, ModelError: if it cannot be loaded, or made for these rows, as the recipe says.
     """
-    policy = kind_named(recipe.model.kind).load(recipe, found, rows)
+    policy = kind_named(recipe.kind).load(recipe, found, rows)
     freeze(recipe, policy)
     return policy
 

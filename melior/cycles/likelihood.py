@@ -20,6 +20,12 @@ from melior.types import Demonstration, Preference, Sampling
 
 LIKELIHOOD = "log-prob per decision"  # what evaluations call these, in the place of a grader's name
 PREFERRED = "preference accuracy"
+JUDGES = {"demonstrations": LIKELIHOOD, "preferences": PREFERRED}
+
+
+def measured(policy: Any, rows: Sequence[Any], of: str) -> Evaluation:
+    """Held-out demonstrations, or preferences, as their own judge."""
+    return preferred(policy, rows) if of == "preferences" else likelihood(policy, rows)
 
 
 @torch.no_grad()
@@ -63,7 +69,7 @@ def preferred(policy: Any, rows: Sequence[Preference]) -> Evaluation:
     gained = sum_decisions(score_all(policy, batch) - policy.reference_log_probs(batch), batch.mask)
     signed = torch.where(batch.columns["chosen"], gained, -gained)
     margins = torch.zeros(len(rows), dtype=signed.dtype).index_add_(0, batch.groups, signed).tolist()
-    right = {pair: _agrees(margins[pair], rows[pair].probability) for pair in pairs}
+    right = {pair: agrees(margins[pair], rows[pair].probability) for pair in pairs}
     values = {row_key(rows[pair]): (right[pair],) for pair in pairs}
     clusters = {row_key(row): row.group for row in rows if row.group}
     return Evaluation(
@@ -82,8 +88,8 @@ def preferred(policy: Any, rows: Sequence[Preference]) -> Evaluation:
     )
 
 
-def _agrees(margin: float, probability: float) -> float:
-    """Whether a policy moved to the side that people are for; ½ where one of them is undecided."""
+def agrees(margin: float, probability: float) -> float:
+    """1 where a margin is on the side that people are for, else 0; ½ where one of them is undecided."""
     return 0.5 if margin == 0 or probability == 0.5 else float((margin > 0) == (probability > 0.5))
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from melior.cycles.kinds import kind_named
-from melior.cycles.likelihood import PREFERRED, preferred
 from melior.cycles.methods import WAYS
 from melior.cycles.models import with_judges
 from melior.cycles.recipe import Recipe
@@ -46,14 +45,14 @@ class Measures:
             ConfigError: if nobody could tell how good the policy is on the held-out rows.
         """
         self.recipe, self.rows, self.store = recipe, rows, store
-        self.kind = kind_named(recipe.model.kind)
+        self.kind = kind_named(recipe.kind)
         self.latest: Evaluation | None = None  # made while training, and not taken up yet
         self._stack = ExitStack()
         pools: dict[str, GraderPool] = {}
         learns = any(WAYS[method].samples or WAYS[method].graded for method in recipe.methods)
         self.reward: Graded | None = self._pool(recipe.reward_grader if learns else None, pools) or rows.world
         self.heldout: Graded | None = self._pool(recipe.evaluation_grader, pools) or rows.world
-        if self.heldout is None and rows.heldout_kind in ("rated", "tasks"):
+        if self.heldout is None and rows.heldout_kind not in (*self.kind.judges, "logged"):
             raise ConfigError(
                 f"{len(rows.heldout)} held-out {rows.heldout_kind} say nothing of other outputs than their own; write "
                 "grader:, or give a file of demonstrations as data.heldout"
@@ -80,7 +79,7 @@ class Measures:
             return self.reward.name if self.reward is not None else LOGGED
         if self.heldout is not None:
             return self.heldout.name
-        return PREFERRED if self.rows.heldout_kind == "preferences" else self.kind.judge
+        return self.kind.judges[self.rows.heldout_kind]
 
     def evaluation(self, policy: Any, progress: Progress | None = None) -> Evaluation:
         """The policy on every held-out row, as it will be served."""
@@ -88,10 +87,8 @@ class Measures:
         if rows.heldout_kind == "logged":
             scores, drops = self.scores(rows.heldout), self.recipe.off_policy.incomplete
             return evaluate_logged(policy, rows.heldout, scores, sampling=how, incomplete=drops, grader=self.name)
-        if self.heldout is None and rows.heldout_kind == "preferences":
-            return preferred(policy, rows.heldout)
         if self.heldout is None:
-            return self.kind.measure(policy, rows.heldout)
+            return self.kind.measure(policy, rows.heldout, rows.heldout_kind)
         chance = how.temperature > 0
         return evaluate(
             policy, rows.tasks, self.heldout, how, greedy=chance, progress=progress, grader=self.heldout.name

@@ -23,6 +23,7 @@ Single = Literal[
     "ppo",
     "distill",
     "on_policy_distill",
+    "reward_model",
 ]
 Method = Literal[Single, "hybrid"]  # a hybrid is made of the others
 
@@ -58,4 +59,5 @@ WAYS: Mapping[Single, Way] = {
     "ppo": Way(learns=("tasks",), source="rewards", pace="rft", outputs=2, graded=True),
     "distill": Way(learns=("demonstrations",), source="a teacher", pace="sft"),
     "on_policy_distill": Way(learns=("tasks",), source="a teacher", pace="sft", outputs=1),
+    "reward_model": Way(learns=("preferences", "rated"), source="what people said", pace="sft"),
 }

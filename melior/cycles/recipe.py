@@ -75,6 +75,7 @@ class Recipe:
     ppo: sections.ByPpo = Field(default_factory=sections.ByPpo)
     distill: sections.FromTeacher = Field(default_factory=sections.FromTeacher)
     on_policy_distill: sections.ByTeacher = Field(default_factory=sections.ByTeacher)
+    reward_model: sections.ForRewards = Field(default_factory=sections.ForRewards)
     hybrid: sections.Hybrid = Field(default_factory=sections.Hybrid)
     fit: sections.Fit = Field(default_factory=sections.Fit)
     alarms: Alarms = Field(default_factory=Alarms)
@@ -87,8 +88,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._check_parts()
-        if self.model.kind == "language" and self.model.path is None:
-            raise ConfigError("model.path is missing; only a classifier or a slate policy can be made from rows alone")
+        if self.kind == "language" and self.model.path is None:
+            raise ConfigError(
+                "model.path is missing; only a classifier, a slate policy or a reward model can be made from rows alone"
+            )
         if self.way.samples and self.way.graded and self.grader is None and isinstance(self.data.train, str):
             raise ConfigError(f"{self.lead} learns from what a grader says, and there is none; write grader:")
         if self.sampling.n < self.way.outputs:
@@ -120,6 +123,8 @@ class Recipe:
         """Nothing, if a hybrid has parts, and what measures it is what its first part learns from."""
         if self.method != "hybrid":
             return
+        if "reward_model" in self.methods:
+            raise ConfigError("a reward model decides nothing, so it is no part of a hybrid; train it by itself")
         if not self.hybrid.parts:
             raise ConfigError("a hybrid has parts, and there are none; write hybrid.parts: {sft: {method: sft}, …}")
         name, lead = next((name, part) for name, part in self.hybrid.parts.items() if part.method == self.lead)
@@ -136,6 +141,11 @@ class Recipe:
             return self.method
         methods = [part.method for part in self.hybrid.parts.values()]
         return next((method for method in methods if WAYS[method].samples), methods[0])
+
+    @property
+    def kind(self) -> str:
+        """What is trained: a policy of a kind, or a reward model."""
+        return "reward_model" if self.method == "reward_model" else self.model.kind
 
     @property
     def methods(self) -> tuple[Single, ...]:
@@ -302,6 +312,7 @@ def _grouped(raw: Mapping[str, Any]) -> Mapping[str, Any]:
         made["fit"] = {"passes": PASSES, **fit}
     gate = raw.get("gate", {})
     served = isinstance(model, Mapping) and model.get("kind", "language") != "language"
+    served = served or raw.get("method") == "reward_model"
     if served and isinstance(gate, Mapping):  # the usual guards watch lengths, which others than texts have not
         made["gate"] = {"guards": [], **gate}
     if served and raw.get("method") != "off_policy" and isinstance(evaluate, Mapping):  # a log says little of the best

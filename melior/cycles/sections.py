@@ -13,6 +13,7 @@ from melior.data.formats import Reading
 from melior.errors import ConfigError
 from melior.evaluation import gates
 from melior.policies import adapters
+from melior.policies.reward_model import Reward
 from melior.rollouts.logged import Incomplete
 from melior.trainers.distillation import CandidateDistillation, OnPolicyDistillation
 from melior.trainers.logged import OffPolicy
@@ -321,6 +322,21 @@ class ByTeacher(OnPolicyDistillation, Sampled):
         """The settings that are the objective's own."""
         own = fields(OnPolicyDistillation)
         return OnPolicyDistillation(**{field.name: getattr(self, field.name) for field in own})
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class ForRewards(Reward):
+    """Learning what people prefer, or how they rate; what it is made of, where it stands on no policy."""
+
+    scale: Literal["auto", "number", "yes_no", "grades"] = "auto"  # of ratings: grades where levels are given
+    centring: float = Field(default=0.0, ge=0)  # keeps the rewards of pairs around 0; .01 is usual
+    batch_size: Count = 16  # pairs, or rated outputs, of a step
+    epochs: Count = 2
+
+    @property
+    def made(self) -> Reward:
+        """The settings that are the model's own."""
+        return Reward(**{field.name: getattr(self, field.name) for field in fields(Reward)})
 
 
 @validated(frozen=True, config=STRICT)

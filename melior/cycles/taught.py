@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from melior.cycles.kinds import kind_named
+from melior.cycles.kinds.reward import scale_asked
 from melior.cycles.measures import Measures
 from melior.cycles.methods import Single
 from melior.cycles.models import find_model
@@ -25,6 +26,7 @@ from melior.trainers.prospect import Judged
 from melior.trainers.ratings import advantage_weighted
 from melior.trainers.references import References
 from melior.trainers.reinforcement import Rollouts
+from melior.trainers.reward_model import Comparisons, OnRatings, Ratings, bradley_terry
 from melior.trainers.supervised import Examples, Supervised
 from melior.trainers.teachers import TeacherExamples, TeacherRollouts
 from melior.types import Demonstration
@@ -112,6 +114,14 @@ def _taught_on_its_own(recipe: Recipe, policy: Any, rows: Rows, measures: Measur
     return TeacherRollouts(policy, teacher, rows.train, recipe.rollouts, **how), settings.objective
 
 
+def _rewards_of(recipe: Recipe, model: Any, rows: Rows, measures: Measures, folder: Path | None) -> Taught:
+    settings = recipe.reward_model
+    if rows.kind == "preferences":
+        return Comparisons(model, rows.train, **_shown(recipe)), bradley_terry(centring=settings.centring)
+    scale = scale_asked(recipe, rows.train)
+    return Ratings(model, rows.train, **_shown(recipe)), OnRatings(scale=scale)
+
+
 WITH: Mapping[Single, Callable[[Recipe, Any, Rows, Measures, Path | None], Taught]] = {
     "sft": _demonstrations,
     "rft": _rewards,
@@ -127,6 +137,7 @@ WITH: Mapping[Single, Callable[[Recipe, Any, Rows, Measures, Path | None], Taugh
     "ppo": _values,
     "distill": _taught_on_rows,
     "on_policy_distill": _taught_on_its_own,
+    "reward_model": _rewards_of,
 }
 
 

@@ -27,6 +27,7 @@ from melior.trainers.steps import Step, Term
 from melior.trainers.supervised import Examples
 from melior.types import Preference, Rated
 
+ScaleName = Literal["number", "yes_no", "grades"]
 CENTRING = 0.01  # the weight that Eisenstein et al. 2023 use
 
 
@@ -142,7 +143,7 @@ class BradleyTerry:
 class OnRatings:
     """Rewards that foretell ratings of single outputs, averaged over rows by their weights."""
 
-    scale: Literal["number", "yes_no", "grades"] = "number"  # what a rating is: least squares, logistic, ordinal
+    scale: ScaleName = "number"  # what a rating is: least squares, logistic, ordinal
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -315,6 +316,19 @@ class HeldoutRatings:
             else:
                 told[f"heldout_correlation{suffix}"] = _correlation(values[mine], ratings[mine])
         return told
+
+
+@torch.no_grad()
+def rating_losses(model: RewardModel, rows: Sequence[Rated], objective: OnRatings) -> list[float]:
+    """What the objective says of each row by itself; NaN for rows that cannot be read."""
+    batch = model.encode(rows).with_columns(ratings=_ratings(rows), heads=model.heads.of(rows))
+    batch = objective.prepare(Step(batch), model).batch
+    found = torch.full((len(batch),), torch.nan, dtype=torch.float64)
+    for chosen in model.cut(batch):
+        part = batch.select(chosen)
+        losses = SCALES[objective.scale].losses(model.score(part, objective.want), part)
+        found[chosen] = losses.double().cpu()
+    return torch.where(batch.mask.any(1), found, torch.nan).tolist()
 
 
 # ---------------------------------------------------------------------- what both share

@@ -41,7 +41,7 @@ class Counts:
 class Kind(Protocol):
     """One kind of policy, as cycles see it."""
 
-    judge: str  # what evaluations call held-out demonstrations in the place of a grader
+    judges: Mapping[str, str]  # rows that judge it without a grader → what evaluations call that in its place
 
     def load(self, recipe: Recipe, found: Found, rows: Rows) -> Any:
         """The recipe's policy before its first step: loaded, or made for these rows."""
@@ -71,8 +71,8 @@ class Kind(Protocol):
         """What its head needs for a moment, beside what autograd keeps."""
         ...
 
-    def measure(self, policy: Any, rows: Sequence[Any]) -> Evaluation:
-        """Held-out demonstrations as their own judge, where there is no grader."""
+    def measure(self, policy: Any, rows: Sequence[Any], of: str = "demonstrations") -> Evaluation:
+        """Held-out rows of a kind that judges, where there is no grader."""
         ...
 
     def tell(self, policy: Any, rows: Rows, recipe: Recipe, folder: Path) -> None:

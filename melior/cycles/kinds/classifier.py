@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from melior.cycles.kinds.base import Counts, Pace
-from melior.cycles.likelihood import row_key
+from melior.cycles.likelihood import PREFERRED, preferred, row_key
 from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
@@ -36,7 +36,7 @@ TRAINED = Pace(what="pre-trained encoders", sft=5e-5, limits=(5e-6, 1e-3), rft=1
 class Classifiers:
     """What a cycle must know of classifiers."""
 
-    judge = ACCURACY
+    judges: Mapping[str, str] = {"demonstrations": ACCURACY, "preferences": PREFERRED}
 
     def load(self, recipe: Recipe, found: Found, rows: Rows) -> ClassifierPolicy:
         """The classifier of a folder, or one made for the training rows: it learns columns and scales of no others.
@@ -88,12 +88,16 @@ class Classifiers:
         """Nothing worth counting."""
         return 0
 
-    def measure(self, policy: ClassifierPolicy, rows: Sequence[Any]) -> Evaluation:
+    def measure(self, policy: ClassifierPolicy, rows: Sequence[Any], of: str = "demonstrations") -> Evaluation:
         """Accuracy on held-out rows whose labels are known; log-probs of the truth beside it, for guards.
+
+        Of preferences: whether it moved towards what was preferred.
 
         Raises:
             DataError: if no row has a label.
         """
+        if of == "preferences":
+            return preferred(policy, rows)
         started = time.monotonic()
         keys = [row_key(row) for row in rows]
         made = judged(policy, rows, keys=keys)

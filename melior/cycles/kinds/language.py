@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from melior.cycles.kinds.base import Counts, Pace
-from melior.cycles.likelihood import LIKELIHOOD, likelihood
+from melior.cycles.likelihood import JUDGES, measured
 from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
@@ -19,7 +19,7 @@ from melior.evaluation.evaluate import Evaluation
 from melior.policies.adapters import LoRA, is_adapter
 from melior.policies.head import CHUNK
 from melior.policies.language import LanguagePolicy
-from melior.types import Demonstration, Sampling, Task
+from melior.types import Sampling, Task
 
 HEAD_COPIES = 3  # of a chunk's logits while their log-probs are taken: themselves, in higher precision, exponentials
 # Where a range test does not tell, what TRL starts adapters and whole models at. From rewards: docs/experiments.md
@@ -31,7 +31,7 @@ WHOLE = Pace(what="whole models", sft=2e-5, limits=(1e-6, 1e-4), rft=1e-6, dpo=1
 class Language:
     """What a cycle must know of language models."""
 
-    judge = LIKELIHOOD
+    judges: Mapping[str, str] = JUDGES
 
     def load(self, recipe: Recipe, found: Found, rows: Rows) -> LanguagePolicy:
         """The recipe's policy before its first step.
@@ -126,9 +126,9 @@ class Language:
         """One chunk's logits."""
         return HEAD_COPIES * CHUNK * int(policy.backbone.config.vocab_size) * torch.float32.itemsize
 
-    def measure(self, policy: LanguagePolicy, rows: Sequence[Demonstration]) -> Evaluation:
-        """The likelihood of held-out demonstrations."""
-        return likelihood(policy, rows)
+    def measure(self, policy: LanguagePolicy, rows: Sequence[Any], of: str = "demonstrations") -> Evaluation:
+        """The likelihood of held-out demonstrations, or whether it moved towards what was preferred."""
+        return measured(policy, rows, of)
 
     def tell(self, policy: LanguagePolicy, rows: Rows, recipe: Recipe, folder: Path) -> None:
         """Nothing more than every run tells."""

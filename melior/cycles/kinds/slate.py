@@ -8,7 +8,7 @@ from typing import Any
 
 from melior.cycles.kinds.base import Counts, Pace
 from melior.cycles.kinds.learnt import tell_learnt
-from melior.cycles.likelihood import LIKELIHOOD, likelihood
+from melior.cycles.likelihood import JUDGES, measured
 from melior.cycles.models import Found
 from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
@@ -26,7 +26,7 @@ SMALL = Pace(what="slate policies", sft=3e-3, limits=(1e-4, 2e-2), rft=1e-3, dpo
 class Slates:
     """What a cycle must know of slate policies."""
 
-    judge = LIKELIHOOD
+    judges: Mapping[str, str] = JUDGES
 
     def load(self, recipe: Recipe, found: Found, rows: Rows) -> SlatePolicy:
         """The policy of a folder, or one made for the catalogue and the training requests.
@@ -82,9 +82,9 @@ class Slates:
         """Nothing worth counting."""
         return 0
 
-    def measure(self, policy: SlatePolicy, rows: Sequence[Any]) -> Evaluation:
-        """The likelihood of what was chosen."""
-        return likelihood(policy, rows)
+    def measure(self, policy: SlatePolicy, rows: Sequence[Any], of: str = "demonstrations") -> Evaluation:
+        """The likelihood of what was chosen, or whether it moved towards what was preferred."""
+        return measured(policy, rows, of)
 
     def tell(self, policy: SlatePolicy, rows: Rows, recipe: Recipe, folder: Path) -> None:
         """What it learnt of items together and after one another, as slates.json."""
