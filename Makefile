@@ -20,6 +20,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python tests/check_house.py
 	$(BIN)/python tests/check_papers.py
+	$(BIN)/python tests/check_alarms.py
 
 bench: $(STAMP)
 	$(BIN)/melior pull smollm2-135m-instruct

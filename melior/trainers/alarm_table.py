@@ -23,6 +23,7 @@ class Alarm:
     falling: bool = False  # it rings below its limits
     patience: int = PATIENCE
     one_update: bool = False  # says something only where a step is one update
+    texts: bool = False  # says something only of outputs that a policy ends itself; a label or a slate has its length
     watches: str  # what it looks at, in a few words, for the table
     told: str  # what is the matter; {value} {limit} and what the rule adds
     remedy: str
@@ -55,6 +56,7 @@ ALARMS: Sequence[Alarm] = (
         rule=LengthAsReward(),
         warn=0.5,
         stop=0.8,
+        texts=True,
         watches="correlation of reward and length within groups, once outputs grew by half",
         told="within groups reward and length correlate by {value} (limit {limit}), and outputs grew from {start} to "
         "{recent} decisions",
@@ -67,6 +69,7 @@ ALARMS: Sequence[Alarm] = (
         rule=Recent(share=True, rises=1.5),
         warn=0.2,
         stop=0.5,
+        texts=True,
         watches="share of 4-grams of an output that it had already, once half more than at the start",
         told="{value:.0%} of the 4-grams in outputs repeat (limit {limit:.0%}, {start:.0%} at the start)",
         remedy="outputs degenerate: raise beta or lower learning_rate, and look at samples",
@@ -152,6 +155,7 @@ ALARMS: Sequence[Alarm] = (
         reads=("completions/mean_length",),
         rule=Growth(),
         warn=2.0,
+        texts=True,
         watches="mean length, as a multiple of what it was at the start",
         told="outputs grew from {start} to {recent} decisions, {value}× (limit {limit}×)",
         remedy="look whether reward grew with them; punish length (overlong_margin) where it is padding",
@@ -163,6 +167,7 @@ ALARMS: Sequence[Alarm] = (
         reads=("completions/clipped_ratio",),
         rule=Recent(share=True),
         warn=0.3,
+        texts=True,
         watches="share of outputs cut at max_tokens",
         told="{value:.0%} of outputs are cut at max_tokens (limit {limit:.0%})",
         remedy="raise sampling.max_tokens, or punish length (overlong_margin)",

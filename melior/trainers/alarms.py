@@ -20,6 +20,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 
 from melior.errors import ConfigError
+from melior.reports.curves import NO_TEXTS
 from melior.rewards.base import nearest
 from melior.trainers.alarm_rules import Readings, Watched
 from melior.trainers.alarm_table import ALARMS, Alarm
@@ -109,14 +110,15 @@ class Alarms:
 class Watch:
     """The alarms of one run: fed with each step's metrics, it says what rings."""
 
-    def __init__(self, alarms: Alarms, *, updates: int = 1) -> None:
-        """`updates`: how many a step makes."""
+    def __init__(self, alarms: Alarms, *, updates: int = 1, kind: str = "") -> None:
+        """`updates`: how many a step makes. `kind`: of the policy; what is said of texts is not asked of the others."""
         self.settings = alarms
         self.watched = [
             (alarm, *limits)
             for alarm in ALARMS
             for limits in [alarms.limits(alarm)]
             if limits != (None, None) and (updates == 1 or not alarm.one_update)
+            if not (alarm.texts and kind in NO_TEXTS)
             if alarm.name != "heldout" or alarms.heldout
         ]
         self.readings: Readings = {}

@@ -154,7 +154,8 @@ class _Loop:
         self.histograms: dict[str, Histogram] = {}  # of the step at hand
         self.memory: dict[str, float] = {}  # what the objective carries from step to step
         self.reporter, self.tracking = Reporter(config.folder), tracking
-        self.watch = Watch(alarms, updates=config.minibatches * config.passes)
+        self.kind = str(getattr(trainable, "kind", ""))
+        self.watch = Watch(alarms, updates=config.minibatches * config.passes, kind=self.kind)
 
     def run(self) -> Run:
         self._resume()
@@ -400,7 +401,7 @@ class _Loop:
             self.streak, self.stale, self.saved = kept["streak"], kept["stale"], found.step
             self.memory = dict(kept["memory"])
         known = tracked_steps(folder)  # before the lines of steps that will be repeated are removed
-        about = {**self.identity, "kind": getattr(self.trainable, "kind", "")}
+        about = {**self.identity, "kind": self.kind}
         open_folder(folder, about, self.result.metrics, self.result.steps)
         if self.tracking.trackers:
             settings = {name: self.identity[name] for name in ("config", "objective", "total")}

@@ -146,6 +146,18 @@ def test_the_gap_says_nothing_where_a_step_is_several_updates() -> None:
     assert not heard(rows, updates=2)
 
 
+OF_TEXTS = ("length_as_reward", "repetition", "length", "truncation")
+
+
+@pytest.mark.parametrize("kind", ["language", "tabular", "", "classifier", "slate"])
+@pytest.mark.parametrize("name", OF_TEXTS)
+def test_lengths_and_repetition_are_asked_of_texts_alone(name: str, kind: str) -> None:
+    rows = clean(7)
+    for row in rows[60:]:
+        row.update({metric: wrong(row[metric], 1 + int(row["step"]) - 60) for metric, wrong in WRONG[name].items()})
+    assert (name in {breach.alarm for breach in heard(rows, kind=kind)}) == (kind not in ("classifier", "slate"))
+
+
 @pytest.mark.parametrize(
     ("metric", "read"),
     [
@@ -239,6 +251,11 @@ def test_a_reward_that_parts_from_the_held_out_metric_stops_the_run(tmp_path: Pa
     assert [Breach.from_json(line) for line in lines(tmp_path)] == run.breaches
     again = learn(tmp_path, Alarms(heldout="heldout_accuracy"))  # it stays stopped
     assert (again.steps, again.stopped, again.breaches) == (run.steps, run.stopped, run.breaches)
+
+
+def test_the_folder_says_whose_run_it_was(tmp_path: Path) -> None:
+    learn(tmp_path, Alarms(), steps=1)
+    assert json.loads((tmp_path / "run.json").read_text())["kind"] == Tabular.kind
 
 
 def test_a_run_goes_on_where_its_alarm_no_longer_stops(tmp_path: Path) -> None:
