@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,10 @@ from melior.types import Demonstration, Preference, Record, Sampling, Score, Tas
 def main() -> None:
     """Runs one job."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("job", choices=["prepare", "sft", "dpo", "reward", "grpo", "replay", "peak", "profile"])
+    jobs = ["sft", "dpo", "reward", "dpo-short", "reward-short", "grpo", "replay", "peak", "profile"]
+    parser.add_argument("job", choices=["prepare", *jobs])
     parser.add_argument("--workload", required=True)
+    parser.add_argument("--model", default=workload.MODEL, help="prepare: a name or folder")
     parser.add_argument("--order", choices=["given", "length"], default="given")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--started", type=float, default=0.0)
@@ -37,33 +38,34 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     clock = Clock(args.started)
     if args.job == "prepare":
-        prepare(Path(args.workload))
+        prepare(Path(args.workload), args.model)
         return
-    work = Workload.read(args.workload)
-    if args.job == "sft":
+    work = Workload.read(args.workload).of(args.job)
+    job = args.job.removesuffix(workload.SHORT)
+    if job == "sft":
         sft(work, args.order, args.steps, clock)
-    elif args.job == "dpo":
+    elif job == "dpo":
         dpo(work, args.steps, clock)
-    elif args.job == "reward":
+    elif job == "reward":
         reward_model(work, args.steps, clock)
-    elif args.job == "grpo":
+    elif job == "grpo":
         grpo(work, args.steps, clock)
-    elif args.job == "replay":
+    elif job == "replay":
         replay(work, json.loads(Path(args.drawn).read_text()), clock)
-    elif args.job == "peak":
+    elif job == "peak":
         tell(clock, peak=peak(LanguagePolicy.load(work.adapter)))
     else:
         profile(work)
 
 
-def prepare(file: Path) -> None:
+def prepare(file: Path, model: str) -> None:
     """Draws rows and prompts, and makes the adapter that both sides start from."""
     from melior.data.reasoning import reasoning_demonstrations
     from melior.policies.adapters import LoRA
     from melior.policies.weights import resolve
 
     lora = LoRA(r=workload.LORA_RANK, alpha=workload.LORA_ALPHA, seed=workload.SEED)
-    policy = LanguagePolicy.load(workload.MODEL, adapter=lora, layout="forest")
+    policy = LanguagePolicy.load(model, adapter=lora, layout="forest")
     adapter = file.parent / "adapter"
     policy.save(adapter)
     rows = []
@@ -79,13 +81,15 @@ def prepare(file: Path) -> None:
         (row,) = reasoning_demonstrations(name, 1, seed=workload.SEED + 1)
         prompts.append({"inputs": row.inputs, "context": policy.renderer.context(row.inputs)})
     told, found = pairs.preferences(workload.SEED)
+    fitting = [pair for pair in map(policy_pair(policy), found) if uncut(pair)]
     head = torch.randn(policy.state_size, generator=torch.Generator().manual_seed(workload.SEED)) * workload.HEAD_STD
     Workload(
-        model=str(resolve(workload.MODEL)),
+        model=str(resolve(model)),
         adapter=str(adapter),
         rows=[rows[place] for place in order],
         prompts=prompts,
-        pairs=list(islice((pair for pair in map(policy_pair(policy), found) if short(pair)), workload.MOST_PAIRS)),
+        pairs=fitting[: workload.MOST_PAIRS],
+        short_pairs=[pair for pair in fitting if len(pair["context"]) <= workload.SHORT_PROMPT][: workload.MOST_PAIRS],
         pairs_from=told,
         reward_head=head.tolist(),
     ).write(file)
@@ -102,7 +106,7 @@ def policy_pair(policy: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return with_ids
 
 
-def short(pair: dict[str, Any]) -> bool:
+def uncut(pair: dict[str, Any]) -> bool:
     """Whether neither side is cut."""
     return len(pair["context"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) <= workload.LONGEST
 

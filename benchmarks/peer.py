@@ -38,7 +38,7 @@ PREFERENCE = {  # of 8 pairs a step
 def main() -> None:
     """Runs one job under one setting."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("job", choices=["sft", "dpo", "reward", "grpo"])
+    parser.add_argument("job", choices=["sft", "dpo", "reward", "dpo-short", "reward-short", "grpo"])
     parser.add_argument("setting")
     parser.add_argument("--workload", required=True)
     parser.add_argument("--steps", type=int, required=True)
@@ -51,9 +51,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
     clock = Clock(args.started)
-    work = Workload.read(args.workload)
+    work = Workload.read(args.workload).of(args.job)
     with tempfile.TemporaryDirectory() as folder:
-        JOBS[args.job](work, args.setting, args.steps, clock, folder)
+        JOBS[args.job.removesuffix(workload.SHORT)](work, args.setting, args.steps, clock, folder)
 
 
 def sft(work: Workload, setting: str, steps: int, clock: Clock, folder: str) -> None:

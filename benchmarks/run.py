@@ -3,6 +3,7 @@
     python benchmarks/run.py                 three rounds, about an hour on two cores
     python benchmarks/run.py --rounds 1 --sft-steps 4 --quick
     python benchmarks/run.py --jobs dpo reward --rounds 1 --pair-steps 1 --quick      prints, writes nothing
+    python benchmarks/run.py --jobs dpo reward --curves-only                         losses of 8 steps, no times
 
 The peer lives in an environment of its own (`.benchmark-venv`, made on first use). Every measurement is a
 process of its own; a round runs melior, TRL by its defaults and TRL tuned, one after the other.
@@ -23,7 +24,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from workload import COMPLETION
+from workload import COMPLETION, MODEL, SHORT, SHORT_PROMPT
 
 HERE = Path(__file__).resolve().parent
 PEER = ["torch==2.13.0", "trl==1.16.0", "transformers==5.23.0", "peft==0.21.2", "datasets==5.2.0"]
@@ -33,7 +34,8 @@ TUNED = {  # tried once; the best is measured in every round
     "reward": ("plain", "sorted", "single"),
     "grpo": ("plain",),
 }
-GOALS = {"sft": (3.0, 1.5), "dpo": (4.0, None), "reward": (4.0, None), "grpo": (5.0, 5.0)}  # against defaults, tuned
+PAIRED = ("dpo", "reward", "dpo" + SHORT, "reward" + SHORT)
+GOALS = {"sft": (3.0, 1.5), **dict.fromkeys(PAIRED, (4.0, None)), "grpo": (5.0, 5.0)}  # against defaults, tuned
 PEAK_GOAL = 0.7  # of the matrix-product peak, where nothing is sampled; sampling is bound by more than arithmetic
 TOLERANCE = 1e-3  # nats between the losses of the same rows; share between gradient norms on the same completions
 
@@ -44,6 +46,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sft-steps", type=int, default=10, help="of 16 rows each")
     parser.add_argument("--pair-steps", type=int, default=3, help="of 8 preference pairs each")
+    parser.add_argument("--curve-steps", type=int, default=8, help="of 8 pairs each, whose losses are compared")
+    parser.add_argument("--curves-only", action="store_true", help="of preference pairs; prints them, times nothing")
+    parser.add_argument("--model", default=MODEL, help="a name or folder")
     parser.add_argument("--grpo-steps", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--peer-python", type=Path, help="an environment with TRL; default: .benchmark-venv")
@@ -55,21 +60,28 @@ def main() -> None:
     peer = args.peer_python or environment()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "workload.json"
-        call(sys.executable, "ours.py", "prepare", "--workload", file, "--threads", args.threads)
+        call(sys.executable, "ours.py", "prepare", "--workload", file, "--model", args.model, "--threads", args.threads)
+        asked = args.curves_only or not args.quick
+        curves = {job: curve(job, args, peer, file) for job in args.jobs if job in PAIRED and asked}
+        if args.curves_only:
+            print(json.dumps(curves, indent=1))
+            return
         pairs_from = json.loads(file.read_text())["pairs_from"]
         found = {job: measure(job, args, peer, file) for job in args.jobs}
         gaps = {job: norms_gap(runs, args, file) if job == "grpo" else losses_gap(runs) for job, runs in found.items()}
-        for job, gap in gaps.items():
+        for job, gap in (*gaps.items(), *((job, found["largest"]) for job, found in curves.items())):
             if not gap <= TOLERANCE:
                 sys.exit(f"{job}: the two sides differ by {gap:.2g}, allowed is {TOLERANCE}; no time was written")
         peak = call(sys.executable, "ours.py", "peak", "--workload", file, "--threads", args.threads)["peak"]["mixed"]
         results = {job: {**summary(job, runs, peak), "agreement": gaps[job]} for job, runs in found.items()}
+        for job, compared in curves.items():
+            results[job] |= {"curve_steps": args.curve_steps, "curve_agreement": compared["largest"]}
         if set(args.jobs) < set(GOALS):
             print(json.dumps(results, indent=1))
             return
         tables = call(sys.executable, "ours.py", "profile", "--workload", file, "--threads", args.threads)["profile"]
     (HERE / "results.json").write_text(json.dumps({"cpu": results}, indent=1) + "\n")
-    (HERE / "results.md").write_text(page(results, found, tables, peak, args, pairs_from))
+    (HERE / "results.md").write_text(page(results, found, curves, tables, peak, args, pairs_from))
 
 
 def environment() -> Path:
@@ -105,7 +117,8 @@ def measure(job: str, args: argparse.Namespace, peer: Path, file: Path) -> dict[
         return {**call(peer, "peer.py", job, setting, *common, time.time()), "setting": setting}
 
     runs: dict[str, list[dict[str, Any]]] = {"melior": [], "default": [], "tuned": []}
-    choices = TUNED[job][:1] if args.quick else TUNED[job]
+    settings = TUNED[job.removesuffix(SHORT)]
+    choices = settings[:1] if args.quick else settings
     for number in range(args.rounds):
         runs["melior"].append(call(sys.executable, "ours.py", job, *common, time.time()))
         runs["default"].append(theirs("default"))
@@ -115,6 +128,20 @@ def measure(job: str, args: argparse.Namespace, peer: Path, file: Path) -> dict[
         if number == 0:
             choices = (best["setting"],)
     return runs
+
+
+def curve(job: str, args: argparse.Namespace, peer: Path, file: Path) -> dict[str, Any]:
+    """Losses and gradient norms of both sides, step by step, and the largest differences.
+
+    The peer trains without gradient checkpointing, which changes no number and saves a third of its time.
+    """
+    common = ("--workload", file, "--steps", args.curve_steps, "--threads", args.threads, "--started", time.time())
+    ours = call(sys.executable, "ours.py", job, *common)
+    theirs = call(peer, "peer.py", job, "plain", *common)
+    losses = [abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)]
+    norms = [abs(a - b) / a for a, b in zip(ours["grad_norms"], theirs["grad_norms"], strict=True)]
+    sides = {"melior": ours["losses"], "peer": theirs["losses"]}
+    return {**sides, "loss_gaps": losses, "norm_gaps": norms, "largest": max(losses + norms)}
 
 
 def losses_gap(runs: dict[str, list[dict[str, Any]]]) -> float:
@@ -144,9 +171,13 @@ def summary(job: str, runs: dict[str, list[dict[str, Any]]], peak: float) -> dic
     mine = runs["melior"][0]
     tokens = mine.get("tokens") or mine["rows"] * COMPLETION * len(mine["seconds"])
     rate = mine["flops"] * len(mine["seconds"]) / ours
+    cpu, default_cpu = (
+        statistics.median(sum(run["cpu_seconds"]) for run in runs[side]) for side in ("melior", "default")
+    )
     return {
         "speedup_vs_default": round(default / ours, 2),
         "speedup_vs_tuned": round(tuned / ours, 2),
+        "cpu_time_vs_default": round(default_cpu / cpu, 2),
         "share_of_peak": round(rate / peak, 3),
         "memory_ratio": round(middle(runs["melior"], "peak_bytes") / middle(runs["default"], "peak_bytes"), 3),
         "memory_ratio_vs_tuned": round(middle(runs["melior"], "peak_bytes") / middle(runs["tuned"], "peak_bytes"), 3),
@@ -181,6 +212,7 @@ def cpu() -> str:
 def page(
     results: dict[str, Any],
     found: dict[str, Any],
+    curves: dict[str, Any],
     tables: dict[str, Any],
     peak: float,
     args: argparse.Namespace,
@@ -199,7 +231,8 @@ def page(
         f"{args.grpo_steps} step(s) of 8 prompts × 8 "
         "completions of exactly 32 tokens, generation included. DPO and the reward model: "
         f"{args.pair_steps} steps of 8 preference pairs ({pairs_from}); DPO's reference log-probs are computed within "
-        "each step on both sides, never beforehand. "
+        "each step on both sides, never beforehand. Jobs that end in -short train those of these pairs whose prompt "
+        f"has at most {SHORT_PROMPT} tokens, the hard case for melior: there is little to share. "
         "*Default* is TRL's defaults in fp32; *tuned* has gradient "
         "checkpointing off"
         + (
@@ -223,6 +256,8 @@ def page(
         "",
         "Same work: losses, in nats, and gradient norms, as a share, differ from TRL's in every step by at most "
         + ", ".join(f"{results[job]['agreement']:.1g} ({job})" for job in found if job != "grpo")
+        + (f"; over {args.curve_steps} steps of pairs by at most " if curves else "")
+        + ", ".join(f"{compared['largest']:.1g} ({job})" for job, compared in curves.items())
         + "; on completions that TRL drew, the norm of melior's GRPO gradient differs by "
         f"{results['grpo']['agreement']:.1g} of it. {shared(found)} The share of peak counts only what was computed.",
         "",
@@ -263,7 +298,7 @@ def page(
 def shared(found: dict[str, Any]) -> str:
     """How many of the rows' tokens were computed with a gradient, and why."""
     told = []
-    for job in ("sft", "dpo", "reward"):
+    for job in ("sft", *PAIRED):
         mine = found[job]["melior"][0]
         told.append(f"{mine['nodes'] * len(mine['seconds']):.0f} of {mine['tokens']} tokens ({job})")
     return (

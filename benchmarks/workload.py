@@ -24,10 +24,12 @@ GENERATORS = (  # of reasoning-gym: short and long questions, short and long ans
 PROMPTS = GENERATORS[2:18:2]  # one prompt of each for reinforcement: 8
 BATCH = 16  # rows of one supervised step
 PAIRS = 8  # preference pairs of one step: TRL's default
-MOST_PAIRS = 64  # that are prepared
+MOST_PAIRS = 64  # that are prepared, of each kind
+SHORT_PROMPT = 64  # tokens: pairs of such prompts have little to share
 LONGEST = 512  # tokens of a pair's side; what the other side would cut or leave out is not measured
 HEAD_STD = 0.02  # of the reward head both sides start from
 BETA = 0.1  # of DPO: both sides' default
+SHORT = "-short"  # ends the names of jobs whose pairs have short prompts
 GROUP = 8  # completions per prompt
 COMPLETION = 32  # tokens, exactly: no side may end early
 LORA_RANK, LORA_ALPHA = 16, 32
@@ -44,6 +46,7 @@ class Workload:
     rows: list[dict[str, Any]]  # {"inputs", "output", "context": ids, "decisions": ids}
     prompts: list[dict[str, Any]]  # {"inputs", "context": ids}
     pairs: list[dict[str, Any]]  # {"inputs", "chosen", "rejected", "context": ids, "chosen_ids", "rejected_ids"}
+    short_pairs: list[dict[str, Any]]  # the same, of prompts of at most SHORT_PROMPT tokens
     pairs_from: str  # whose preferences they are
     reward_head: list[float]  # [D] the reward head both sides start from
 
@@ -51,6 +54,10 @@ class Workload:
     def tokens(self) -> int:
         """Tokens of the supervised rows, without padding."""
         return sum(len(row["context"]) + len(row["decisions"]) for row in self.rows)
+
+    def of(self, job: str) -> Workload:
+        """As a job trains it: those that end in "-short" train the pairs of short prompts."""
+        return replace(self, pairs=self.short_pairs) if job.endswith(SHORT) else self
 
     def by_length(self) -> Workload:
         """The same rows from long to short, so that the first step shows the largest memory."""
@@ -84,27 +91,34 @@ def check_groups(rewards: Sequence[float]) -> None:
 
 
 class Clock:
-    """Seconds of each step, from the end of the one before, and from the start of the process to the first."""
+    """Seconds of each step, from the end of the one before, and from the start of the process to the first.
+
+    Seconds of the processor count this process alone, its threads together; with one thread they say what a step costs
+    on a machine that does other things too.
+    """
 
     def __init__(self, started: float) -> None:
         self.started = started  # time.time() before the process existed
         self.steps: list[float] = []
+        self.cpu: list[float] = []
         self.cold = 0.0
-        self.last = time.perf_counter()
+        self.begin()
 
     def begin(self) -> None:
         """Loading is over; the first step starts."""
-        self.last = time.perf_counter()
+        self.last, self.last_cpu = time.perf_counter(), time.process_time()
 
     def tick(self) -> None:
         """A step has ended."""
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         self.steps.append(now - self.last)
-        self.last = now
+        self.cpu.append(cpu - self.last_cpu)
+        self.last, self.last_cpu = now, cpu
         self.cold = self.cold or time.time() - self.started
 
 
 def tell(clock: Clock, **found: Any) -> None:
     """Prints one line of JSON, the last of the process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"seconds": clock.steps, "cold_s": clock.cold, "peak_bytes": peak, **found}), flush=True)
+    told = {"seconds": clock.steps, "cpu_seconds": clock.cpu, "cold_s": clock.cold, "peak_bytes": peak}
+    print(json.dumps({**told, **found}), flush=True)
