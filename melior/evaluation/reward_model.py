@@ -12,13 +12,16 @@ In JSON, as in a run's `reward_model.json`:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from melior.durable import write_file
 from melior.errors import DataError
 from melior.evaluation.agreement import agreement, auc, spearman
 from melior.evaluation.judging import Calibration
@@ -91,6 +94,11 @@ class RewardReport:
             "by_annotator": [{**vars(each), "found": each.found.to_json()} for each in self.by_annotator],
             "notes": list(self.notes),
         }
+
+    def write(self, folder: Path) -> None:
+        """Writes `reward_model.json`, which the page of the run in that folder shows."""
+        told = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        write_file(folder / "reward_model.json", told)
 
 
 def reward_report(

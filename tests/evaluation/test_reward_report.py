@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 from melior.errors import DataError
 from melior.evaluation.calibration import calibrate, temperature_of
 from melior.evaluation.reward_model import reward_report
+from melior.reports.files import read_run
 from melior.reports.reward_model import reward_section
+from melior.reports.write import write_report
 from melior.types import Preference, Rated, Segment
 
 
@@ -144,6 +147,14 @@ def test_segments_have_lengths_too() -> None:
     rows = [Preference(None, stretch(2 + n % 7, 1.0 + n), stretch(2 + n % 5, float(n))) for n in range(40)]
     report = reward_report(Told(lambda output: float(np.asarray(output)[0, 0])), rows)
     assert report.measures["accuracy"].estimate == 1.0 and report.by_length
+
+
+def test_a_run_s_page_shows_what_was_written(tmp_path: Path) -> None:
+    report = reward_report(Told(worth), pairs())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 0.7}\n')
+    report.write(tmp_path)
+    assert read_run(tmp_path).reward_model == json.loads(json.dumps(report.to_json()))
+    assert "pairs ordered as people order them" in write_report(tmp_path).read_text()
 
 
 def test_the_json_is_the_section_s() -> None:
