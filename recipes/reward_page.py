@@ -14,7 +14,7 @@ def write_page(folder: Path, result: Any) -> Path:
     """A page for people, of a recipe's `Outcome`."""
     field = result.field
     measured = sorted(result.measures.items(), key=lambda item: -item[1].estimate)
-    rules = [*result.rules.items(), ("known before of the linear model", field.floor)]
+    rules = [*result.rules.items(), ("floor: the linear model, as known before", field.floor)]
     chosen = [
         (method, name, f"{count} folds")
         for method, counts in result.chosen.items()
@@ -24,22 +24,19 @@ def write_page(folder: Path, result: Any) -> Path:
         Part(
             "Against the linear model",
             [
-                paragraph(result.sentence),
                 table(("method", field.measure), [(name, str(each)) for name, each in measured]),
-                table(
-                    (f"{field.measure} more than {field.linear_name}", "paired difference"),
-                    [(name, str(each)) for name, each in result.gains.items()],
-                ),
+                paragraph(f"Paired by row, {field.measure} more than {field.linear_name} has:"),
+                table(("method", "difference"), [(name, str(each)) for name, each in result.gains.items()]),
             ],
         ),
         Part("Without learning", [table(("rule", field.measure), [(name, str(each)) for name, each in rules])]),
-        Part(f"How {result.best} agrees with people", [reward_section(result.report.to_json())]),
-        Part("What the inner folds chose", [table(("method", "setting", "chosen by"), chosen)]),
-        Part("What this cannot show", [listed(result.limits)]),
+        Part("Agreement with people", [paragraph(f"Of {result.best}."), reward_section(result.report.to_json())]),
+        Part("Settings", [paragraph("Chosen by inner folds."), table(("method", "setting", "chosen by"), chosen)]),
+        Part("Limits", [listed(result.limits)]),
     ]
     if result.heldout:
         rows = [(name, str(each)) for name, each in result.heldout.items()]
-        parts.insert(3, Part("Held-out pairs, and labels by return", [table(("judged by", field.measure), rows)]))
+        parts.insert(3, Part("Other labels", [table(("judged by", field.measure), rows)]))
     if result.picks:
         rows = [(name, str(each)) for name, each in result.picks.items()]
         parts.insert(3, Part("Best of what was logged", [table(("how one is chosen", "good"), rows)]))
