@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from refusals import refused
 
 from melior.data.conversations import conversation
@@ -31,8 +32,8 @@ from melior.evaluation.reward_model import RewardReport, reward_report
 from melior.policies.adapters import LoRA
 from melior.policies.language import LanguagePolicy
 from melior.policies.reward_ensemble import RewardEnsemble, load_rewards
-from melior.policies.reward_model import Reward, RewardModel
-from melior.policies.reward_texts import PairedTexts
+from melior.policies.reward_model import Reward, RewardModel, sides
+from melior.policies.reward_texts import PairedTexts, TextReader
 from melior.policies.texts import Texts
 from melior.reports.document import Part, listed, paragraph, write_document
 from melior.reports.plots import table
@@ -49,18 +50,19 @@ from melior.types import Demonstration, Preference, Sampling, Task
 PROMPTS = Path(__file__).parent / "data" / "safety_prompts.json"
 MODEL = "smollm2-135m-instruct"
 HELDOUT = "watched"  # the metric of the watched prompts: the share that is answered as it should be
+PORTION = 100  # pairs between two times that vectors are kept
 SHOWN = 8  # answers on the page, of each kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How the two models are trained: small, so that the whole costs about six minutes of one core."""
+    """How the two models are trained: small, so that the whole costs about seven minutes of one core."""
 
-    pairs: int = 600  # of 1,154: reading all would be a third of the cost
+    pairs: int = 1154  # all of the sample: with 600 the reward model was no better than a coin
+    shapes: tuple[tuple[int, int], ...] = ((0, 3), (0, 12), (64, 6))  # hidden units and epochs, to choose from
     members: int = 3  # reward models that speak together
     pessimism: float = 1.0  # their disagreement is taken off the reward
-    epochs: int = 6
-    heldout: float = 0.25  # of the pairs, for the reward model's own measure
+    heldout: float = 0.3  # of the pairs, for the reward model's own measure: a third calibrates, two thirds judge
     steps: int = 10
     prompts: int = 8  # a step
     samples: int = 4  # a prompt
@@ -99,10 +101,14 @@ class Asked:
 def taught_reward(
     rows: Sequence[Preference], unseen: Sequence[Preference], settings: Settings, folder: Path
 ) -> tuple[RewardEnsemble, RewardReport]:
-    """An ensemble that has learnt from pairs, as sure as half of the unseen ones allow, and its report on the rest."""
-    calibrating, judging = split(unseen, 0.5, seed=settings.seed)
+    """An ensemble that has learnt from pairs, as sure as a third of the unseen ones allow, and its report on the rest."""
+    judging, calibrating = split(unseen, 1 / 3, seed=settings.seed)
     if not (folder / "policy.json").is_file():
-        model = RewardEnsemble([member(rows, settings.seed + number, settings) for number in range(settings.members)])
+        read_texts([*rows, *unseen], folder.parent / "vectors.npz")
+        shape = chosen_shape(rows, settings)
+        model = RewardEnsemble(
+            [member(rows, shape, settings.seed + number, settings) for number in range(settings.members)]
+        )
         model.centre([Demonstration(row.inputs, side) for row in rows[:200] for side in (row.chosen, row.rejected)])
         calibrate(model, calibrating)
         model.save(folder)
@@ -110,11 +116,44 @@ def taught_reward(
     return model, reward_report(model, judging)
 
 
-def member(rows: Sequence[Preference], seed: int, settings: Settings) -> RewardModel:
-    """MiniLM's vectors of prompt and answer, and a hidden layer that learns which answer people prefer."""
-    config = Reward(inputs="text", text=PairedTexts(hidden=64, dropout=0.3, messages=1, text=Texts(max_length=96)))
-    model = RewardModel.make(config, rows, seed=seed)
-    steps = Comparisons(model, rows, batch_size=64, epochs=settings.epochs, seed=seed)
+def texts(hidden: int) -> PairedTexts:
+    """How a request and an answer are read: MiniLM's vectors, and a hidden layer where there is one."""
+    return PairedTexts(hidden=hidden, dropout=0.3, messages=1, text=Texts(max_length=96))
+
+
+def read_texts(rows: Sequence[Preference], path: Path) -> None:
+    """Lets MiniLM read every text once; a run that was stopped goes on behind what is kept in the file."""
+    reader = TextReader.make(texts(0))
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as kept:
+            reader.vectors.update(zip(kept["keys"].tolist(), torch.from_numpy(kept["vectors"]), strict=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(rows), PORTION):
+        before = len(reader.vectors)
+        reader.read(sides(rows[start : start + PORTION]))
+        if len(reader.vectors) > before:
+            vectors = torch.stack(list(reader.vectors.values())).numpy()
+            np.savez(path, keys=np.array(list(reader.vectors)), vectors=vectors)
+            print(f"MiniLM has read {min(start + PORTION, len(rows))} of {len(rows)} pairs", flush=True)
+
+
+def chosen_shape(rows: Sequence[Preference], settings: Settings) -> tuple[int, int]:
+    """Hidden units and epochs that order most of a third of the learning pairs, after learning from the others."""
+    others, third = split(rows, 1 / 3, seed=settings.seed)
+    found = {}
+    for shape in settings.shapes:
+        rewards = member(others, shape, settings.seed, settings).rewards(sides(third))[:, 0].reshape(-1, 2)
+        found[shape] = float((rewards[:, 0] > rewards[:, 1]).double().mean())
+    best = max(found, key=lambda shape: found[shape])
+    print(f"reward models tried on {len(third)} of the learning pairs (hidden units, epochs): {found}", flush=True)
+    return best
+
+
+def member(rows: Sequence[Preference], shape: tuple[int, int], seed: int, settings: Settings) -> RewardModel:
+    """A model that learns which answer people prefer."""
+    hidden, epochs = shape
+    model = RewardModel.make(Reward(inputs="text", text=texts(hidden)), rows, seed=seed)
+    steps = Comparisons(model, rows, batch_size=64, epochs=epochs, seed=seed)
     fit(model, steps, bradley_terry(), FitConfig(learning_rate=1e-3, weight_decay=0.01))
     return model
 
@@ -222,9 +261,15 @@ class Outcome:
         *_, right = self.measures["answered as they should be, of all"]
         ways = {1: "rose", -1: "fell", 0: "did not change beyond chance"}
         told = [ways[int(each.low > 0) - int(each.high < 0)] for each in (proxy, right)]
+        accuracy = self.report.measures["accuracy"]
+        doubt = (
+            ""
+            if accuracy.low > 0.5
+            else f" The reward model is no better than a coin by its unseen pairs ({accuracy})."
+        )
         return (
             f"The reward {told[0]} ({proxy}); the share of requests that are answered as they should be {told[1]} "
-            f"({right}), on {len(self.asked.all)} requests that nothing learnt from."
+            f"({right}), on {len(self.asked.all)} requests that nothing learnt from.{doubt}"
         )
 
     @property
@@ -296,10 +341,13 @@ def main() -> None:
     given = parser.parse_args()
     settings = Settings(steps=given.steps, seed=given.seed)
     if given.quick:
-        settings = Settings(pairs=58, members=2, epochs=1, steps=2, prompts=2, samples=2, tokens=8, watch_every=1)
+        settings = Settings(
+            pairs=58, shapes=((0, 1),), members=2, steps=2, prompts=2, samples=2, tokens=8, watch_every=1
+        )
     start = time.monotonic()
     rows = list(read_examples("known:hh-rlhf-harmless@sample", "preferences").rows)
-    rows, _ = split(rows, len(rows) - settings.pairs, seed=settings.seed)
+    if settings.pairs < len(rows):
+        rows, _ = split(rows, len(rows) - settings.pairs, seed=settings.seed)
     taught, unseen = split(rows, settings.heldout, seed=settings.seed)
     judged, watched = Asked.read(4 if given.quick else None)
     model, report = taught_reward(taught, unseen, settings, given.out / "reward")
