@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench mutate soak clean
+.PHONY: demo test check bench mutate hybrids soak clean
 
 demo: $(STAMP)
 	$(BIN)/melior demo
@@ -29,6 +29,9 @@ bench: $(STAMP)
 
 mutate: $(STAMP)
 	$(BIN)/python tests/mutation/run.py
+
+hybrids: $(STAMP)
+	$(BIN)/python benchmarks/hybrids.py
 
 soak: $(STAMP)
 	$(BIN)/python tests/soak/kills.py
