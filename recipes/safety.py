@@ -101,7 +101,7 @@ class Asked:
 def taught_reward(
     rows: Sequence[Preference], unseen: Sequence[Preference], settings: Settings, folder: Path
 ) -> tuple[RewardEnsemble, RewardReport]:
-    """An ensemble that has learnt from pairs, as sure as a third of the unseen ones allow, and its report on the rest."""
+    """An ensemble that has learnt from pairs, as sure as a third of the unseen ones allow, and its report on others."""
     judging, calibrating = split(unseen, 1 / 3, seed=settings.seed)
     if not (folder / "policy.json").is_file():
         read_texts([*rows, *unseen], folder.parent / "vectors.npz")
