@@ -100,7 +100,7 @@ def _to_go(values: Tensor, discount: float) -> Tensor:  # [B, T] -> [B, T]
     """Each place's value and, discounted, those behind it."""
     if discount == 0:
         return values
-    result, behind = torch.empty_like(values), torch.zeros_like(values[:, 0])
+    result, behind = torch.empty_like(values), values.new_zeros(len(values))
     for place in reversed(range(values.shape[1])):
         behind = values[:, place] + discount * behind
         result[:, place] = behind

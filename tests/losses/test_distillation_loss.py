@@ -151,6 +151,13 @@ def test_the_defaults_are_the_teachers_side_with_the_rest_and_each_decision_for_
     torch.testing.assert_close(slope, student[..., 0] - teacher[..., 0], rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("decisions", [0, 1])
+def test_outputs_of_one_decision_and_of_none_have_their_gap_and_no_more(decisions: int) -> None:
+    leaf = torch.full((2, decisions), -1.0, requires_grad=True)
+    found = reverse_kl_loss(leaf, torch.full((2, decisions), -3.0), discount=1.0)
+    assert found.tolist() == torch.autograd.grad(found.sum(), leaf)[0].tolist() == [[2.0] * decisions] * 2
+
+
 def test_shapes_must_agree() -> None:
     with pytest.raises(ShapeError, match=r"\(2, 3\) and \(2, 2\)"):
         reverse_kl_loss(torch.zeros(2, 3), torch.zeros(2, 2))

@@ -121,7 +121,7 @@ def test_implicit_rewards_and_shapes() -> None:
     torch.testing.assert_close(implicit_reward(CHOSEN, REF_CHOSEN, beta=0.2), 0.2 * (CHOSEN - REF_CHOSEN))
     with pytest.raises(ShapeError, match=r"\(5,\) and \(4,\)"):
         dpo_loss(CHOSEN, REJECTED, REF_CHOSEN[:4], REF_REJECTED)
-    with pytest.raises(ShapeError):
+    with pytest.raises(ShapeError, match=r"chosen \(1,\) and rejected \(5,\)"):
         dpo_loss(CHOSEN[:1], REJECTED, REF_CHOSEN[:1], REF_REJECTED)
 
 
@@ -234,6 +234,15 @@ def test_ipo_stops_where_dpo_goes_on() -> None:
             assert (round(chosen.grad.item(), 9) > 0) - (round(chosen.grad.item(), 9) < 0) == sign
 
 
+def test_a_margin_moves_what_ipo_draws_to() -> None:
+    """In units of the reward, so log-ratios go margin / beta farther apart: the loss is 0 there and nowhere else."""
+    zero = torch.zeros(1, dtype=torch.float64)
+    for margin in (0.3, -0.3):
+        best = torch.tensor([(0.5 + margin) / 0.2], dtype=torch.float64)
+        assert ipo_loss(best, zero, zero, zero, beta=0.2, margin=margin).item() == pytest.approx(0, abs=1e-15)
+        assert ipo_loss(best + 1, zero, zero, zero, beta=0.2, margin=margin).item() == pytest.approx(1)
+
+
 def test_odds_are_finite_for_what_is_certain() -> None:
     certain = torch.tensor([0.0, -1e-20, -1e-3, -800.0], dtype=torch.float64, requires_grad=True)
     odds = log_odds(certain)
@@ -277,7 +286,7 @@ def test_kto_has_the_gradient_of_finite_differences_and_checks_shapes() -> None:
     with pytest.raises(ShapeError, match=r"\(5,\) and \(4,\)"):
         kto_loss(CHOSEN, REF_CHOSEN, desirable[:4], 0.0)
     for broken in (simpo_loss, odds_ratio_loss):
-        with pytest.raises(ShapeError):
+        with pytest.raises(ShapeError, match=r"chosen \(5,\) and rejected \(3,\)"):
             broken(CHOSEN, REJECTED[:3])
     with pytest.raises(ShapeError):
         ipo_loss(CHOSEN, REJECTED, REF_CHOSEN[:3], REF_REJECTED)

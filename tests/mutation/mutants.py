@@ -61,6 +61,8 @@ WRAPPERS = {"select": 0, "where": 1}  # functions that can be left out, and the 
 SYMMETRIC = {"min", "max", "minimum", "maximum", "logaddexp"}  # the order of arguments says nothing
 SAME = {"to", "double", "float"}  # methods that change how a number is kept, not which it is
 
+Place = tuple[tuple[str, int | None], ...]  # fields that lead to a node, with a number where a field is a list
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -69,12 +71,25 @@ class Mutant:
     module: str  # dotted
     function: str  # where it is; empty at the top of the module
     change: str  # "before → after", with the number of its like where there are several
-    tree: ast.Module
+    original: ast.Module
+    place: Place
+    other: ast.AST  # what stands there instead
 
     @property
     def name(self) -> str:
         """The same whatever else changes in the module."""
         return f"{self.module}.{self.function or '<module>'}: {self.change}"
+
+    def tree(self) -> ast.Module:
+        """The whole changed module."""
+        mutated = copy.deepcopy(self.original)
+        parent = _at(mutated, self.place[:-1])
+        name, number = self.place[-1]
+        if number is None:
+            setattr(parent, name, copy.deepcopy(self.other))
+        else:
+            getattr(parent, name)[number] = copy.deepcopy(self.other)
+        return ast.fix_missing_locations(mutated)
 
 
 def mutants_of(module: str, path: Path) -> list[Mutant]:
@@ -82,35 +97,25 @@ def mutants_of(module: str, path: Path) -> list[Mutant]:
     tree = ast.parse(path.read_text())
     found: list[Mutant] = []
     seen: Counter[tuple[str, str]] = Counter()
-    for function, change, mutated in _changed(tree):
-        seen[function, change] += 1
-        number = seen[function, change]
-        found.append(Mutant(module, function, change + (f" #{number}" if number > 1 else ""), mutated))
+    for function, place in _places(tree):
+        node = _at(tree, place)
+        for other in _alternatives(node):
+            change = f"{_told(node)} → {_told(other)}"
+            seen[function, change] += 1
+            number = seen[function, change]
+            told = change + (f" #{number}" if number > 1 else "")
+            found.append(Mutant(module, function, told, tree, place, other))
     return found
 
 
-def _changed(tree: ast.Module) -> Iterator[tuple[str, str, ast.Module]]:
-    """Function, change and tree of every mutant."""
-    for function, nodes in _places(tree):
-        for place in nodes:
-            node = _at(tree, place)
-            for other in _alternatives(node):
-                mutated = copy.deepcopy(tree)
-                _put(mutated, place, other)
-                yield function, f"{_told(node)} → {_told(other)}", ast.fix_missing_locations(mutated)
-
-
-Place = tuple[tuple[str, int | None], ...]  # fields that lead to a node, with a number where a field is a list
-
-
-def _places(tree: ast.Module) -> Iterator[tuple[str, list[Place]]]:
-    """Where something may be changed, function by function."""
+def _places(tree: ast.Module) -> Iterator[tuple[str, Place]]:
+    """Where something may be changed: function and place."""
     for number, statement in enumerate(tree.body):
         start: Place = (("body", number),)
         if isinstance(statement, ast.FunctionDef):
-            yield statement.name, list(_within(statement, start))
+            yield from ((statement.name, place) for place in _within(statement, start))
         elif isinstance(statement, ast.Assign):
-            yield "", list(_within(statement, start))
+            yield from (("", place) for place in _within(statement, start))
 
 
 def _within(node: ast.AST, place: Place) -> Iterator[Place]:
@@ -129,15 +134,6 @@ def _at(tree: ast.AST, place: Place) -> ast.AST:
         value = getattr(node, name)
         node = value if number is None else value[number]
     return node
-
-
-def _put(tree: ast.AST, place: Place, new: ast.AST) -> None:
-    parent = _at(tree, place[:-1])
-    name, number = place[-1]
-    if number is None:
-        setattr(parent, name, copy.deepcopy(new))
-    else:
-        getattr(parent, name)[number] = copy.deepcopy(new)
 
 
 def _alternatives(node: ast.AST) -> Iterator[ast.AST]:
