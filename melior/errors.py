@@ -13,7 +13,9 @@ MeliorError
 ├── TrainingError        a run cannot go on
 │   └── NonFiniteError   loss or gradient was not finite too many times in a row
 ├── CheckpointError      a checkpoint is damaged or does not fit
-└── StoreError           the database refuses: unknown version, stale alias, wrong schema
+└── StoreError           the database refuses: stale alias, wrong schema, another body under one id
+    ├── NotFound         nothing has this id
+    └── FencedError      a job has been given to another worker
 
 Every message is one sentence with the number and the remedy.
 """
@@ -77,3 +79,11 @@ class CheckpointError(MeliorError):
 
 class StoreError(MeliorError):
     """The database refuses what was asked of it."""
+
+
+class NotFound(StoreError):
+    """Nothing has this id."""
+
+
+class FencedError(StoreError):
+    """A job has been given to another worker since this one took it."""

@@ -10,18 +10,23 @@ from typing import Any, TypeVar, get_args
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, Table, func, insert, select
 
-from melior.errors import StoreError
+from melior.errors import NotFound, StoreError
 from melior.store import schema
 from melior.store.database import Database
 from melior.store.rows import (
     Alias,
     AliasEvent,
+    Completion,
     Dataset,
     Decision,
     Evaluation,
     Feedback,
+    File,
     Gate,
     Grade,
+    Job,
+    JobEvent,
+    Key,
     Run,
     Version,
 )
@@ -40,6 +45,11 @@ TABLES: Mapping[type, Table] = {
     Version: schema.versions,
     Alias: schema.aliases,
     AliasEvent: schema.alias_events,
+    File: schema.files,
+    Job: schema.jobs,
+    JobEvent: schema.job_events,
+    Key: schema.keys,
+    Completion: schema.completions,
 }
 CHUNK = 500  # values in one IN (…); SQLite before 3.32 takes 999 in all
 
@@ -112,9 +122,7 @@ def find(connection: Connection, kind: type[Kind], reference: str) -> Kind:
     ids = [row.id for row in found]
     noun = kind.__name__.lower()
     if not found or not reference:
-        raise StoreError(
-            f"there is no {noun} {reference!r} among {_count(connection, table)}; list them to see the ids"
-        )
+        raise NotFound(f"there is no {noun} {reference!r} among {_count(connection, table)}; list them to see the ids")
     if len(found) > 1 and ids[0] != reference:
         raise StoreError(f"{reference!r} begins several ids, {ids[0]} and {ids[1]} among them; write more of it")
     return found[0]
@@ -166,7 +174,7 @@ def _read(connection: Connection, kind: type[Any], query: Select[Any]) -> list[A
     rows = connection.execute(query).mappings().all()
     if kind is Gate:
         return [_gate(connection, row) for row in rows]
-    build = {Decision: _decision, Grade: _grade}.get(kind)
+    build = {Decision: _decision, Grade: _grade, Key: _key}.get(kind)
     if build is not None:
         return [build(row) for row in rows]
     names = [field.name for field in fields(kind)]
@@ -204,6 +212,11 @@ def _decision(row: RowMapping) -> Decision:
         propensities=row["propensities"],
         created=row["created"],
     )
+
+
+def _key(row: RowMapping) -> Key:
+    values = {field.name: row[field.name] for field in fields(Key)}
+    return Key(**{**values, "scopes": tuple(values["scopes"])})
 
 
 _SCORE = [field.name for field in fields(Score) if field.name not in ("kind", "usage")]  # told to the caller alone

@@ -14,6 +14,9 @@ from melior.types import Record, Score
 RunStatus = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 Verdict = Literal["promote", "reject", "inconclusive"]
 Action = Literal["promote", "rollback"]
+JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+Wanted = Literal["", "cancel", "pause"]
+Level = Literal["info", "warn", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,3 +159,83 @@ class Alias:
     alias: str
     version_id: str
     event_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """What a client uploaded, or a job wrote; its bytes stand in the data folder under its id."""
+
+    id: str
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    status: Literal["uploaded", "processed", "error"]
+    details: str
+    expires: str | None
+    deleted: str | None
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Training that somebody asked for, and who works on it."""
+
+    id: str
+    method: str
+    asked: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    folder: str
+    status: JobStatus
+    wanted: Wanted
+    owner: str
+    lease: str | None
+    fence: int
+    attempts: int
+    training_file: str | None
+    validation_file: str | None
+    run_id: str | None
+    result: Mapping[str, Any]
+    error: Mapping[str, Any] | None
+    labels: Mapping[str, str]
+    finished: str | None
+    request_key: str | None
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvent:
+    """Something that happened to a job."""
+
+    id: str
+    job_id: str
+    level: Level
+    type: Literal["message", "metrics"]
+    message: str
+    data: Mapping[str, Any]
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """Somebody's token, as far as anybody else may know it."""
+
+    id: str
+    name: str
+    hash: str
+    scopes: tuple[str, ...]
+    revoked: str | None
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A chat completion that its client asked to keep."""
+
+    id: str
+    model: str
+    request: Mapping[str, Any]
+    response: Mapping[str, Any]
+    labels: Mapping[str, str]
+    deleted: str | None
+    created: str

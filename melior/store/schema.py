@@ -3,9 +3,12 @@
     datasets ◀─ runs ◀─ versions ◀─ evaluations ◀─ gates ◀─ alias_events ◀─ aliases
                  ▲
                  └─ records ◀─ scores, feedback
+    files ◀─ jobs ◀─ job_events            keys            completions
 
-Rows are only added; the exceptions are a run's status and the version an alias points to. `sequence` is the order
-of arrival, `id` what everybody else sees. Times are UTC, ISO 8601, with microseconds, so that they sort as text.
+Rows are only added; the exceptions are a run's status, the version an alias points to, who works on a job and how far
+it is, a key that is revoked, and what clients of the OpenAI dialect may change or delete: files, kept completions.
+`sequence` is the order of arrival, `id` what everybody else sees. Times are UTC, ISO 8601, with microseconds, so that
+they sort as text.
 The migrations are the law of what a database holds; a test compares them with this file.
 """
 
@@ -257,4 +260,64 @@ aliases = Table(
     Column("alias", Text, primary_key=True),
     _to("versions", "version_id", nullable=False),
     _to("alias_events", "event_id", nullable=False),
+)
+
+files = _log(
+    "files",
+    _words("filename"),
+    Column("purpose", Text, nullable=False, index=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    _words("details"),
+    Column("expires", Text),
+    Column("deleted", Text),  # when; the bytes are gone, what was learnt from them still has its source
+)
+
+jobs = _log(
+    "jobs",
+    Column("method", Text, nullable=False),
+    _json("asked"),  # what the client sent
+    _json("recipe"),
+    Column("folder", Text, nullable=False),
+    Column("status", Text, nullable=False, index=True),
+    Column("wanted", Text, nullable=False),  # "", "cancel" or "pause": asked of whoever runs it
+    Column("owner", Text, nullable=False),  # the worker that holds the lease; "" where none does
+    Column("lease", Text),  # until when
+    Column("fence", Integer, nullable=False),  # counts leases: who holds an older one may write nothing more
+    Column("attempts", Integer, nullable=False),  # leases that ended without a word
+    _to("files", "training_file"),
+    _to("files", "validation_file"),
+    _to("runs", "run_id"),
+    _json("result"),
+    _json("error"),
+    _json("labels"),  # the client's own metadata
+    Column("finished", Text),
+    Column("request_key", Text, unique=True),  # of the request that made it, where it had one
+)
+
+job_events = _log(
+    "job_events",
+    _to("jobs", "job_id", nullable=False),
+    Column("level", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    _words("message"),
+    _json("data"),
+)
+
+keys = _log(
+    "keys",
+    _words("name"),
+    Column("hash", Text, nullable=False, unique=True),  # sha256 of the token, which nobody keeps
+    _json("scopes"),
+    Column("revoked", Text),
+)
+
+completions = _log(
+    "completions",
+    Column("model", Text, nullable=False, index=True),
+    _json("request"),
+    _json("response"),
+    _json("labels"),
+    Column("deleted", Text),
 )

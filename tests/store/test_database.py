@@ -71,7 +71,7 @@ def test_many_may_open_an_empty_database_at_once(url: str) -> None:
 def test_a_newer_schema_is_refused_and_left_alone(url: str) -> None:
     with Store.open(url) as store, store.database.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StoreError, match="schema 9999 and this melior knows up to 0002"):
+    with pytest.raises(StoreError, match="schema 9999 and this melior knows up to 0003"):
         Store.open(url)
     with pytest.raises(StoreError, match="9999"):
         Store.open(url)
@@ -145,13 +145,15 @@ def test_the_default_database_is_in_the_home_of_melior(monkeypatch: pytest.Monke
     assert default_database() == Path.home() / ".melior" / "melior.db"
 
 
-def test_a_database_of_the_first_schema_gains_the_columns_of_the_second(tmp_path: Path) -> None:
+def test_a_database_of_the_first_schema_gains_what_came_since(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     with Store.open(path) as store:
         with store.database.engine.begin() as connection:
             connection.exec_driver_sql("ALTER TABLE scores DROP COLUMN decisions")
+            for table in ("completions", "keys", "job_events", "jobs", "files"):
+                connection.exec_driver_sql(f"DROP TABLE {table}")
             connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     with Store.open(path) as store:
         with store.database.engine.begin() as connection:
             columns = [row[1] for row in connection.exec_driver_sql("PRAGMA table_info(scores)")]
-        assert "decisions" in columns
+        assert "decisions" in columns and store.jobs() == []

@@ -1,0 +1,245 @@
+"""jobs in a queue: leased to one worker at a time, fenced against the one before, cancelled, paused and resumed
+
+    queued ──claim──▶ running ──finish──▶ succeeded, failed, cancelled
+       ▲                 │ pause, or a lease that ran out
+       └── resume ── paused
+
+A worker that claims a job holds a lease, which it must renew, and a fence, a number that is higher with every lease.
+Whatever it writes it signs with that number: after its lease ran out and another worker took the job, it can write
+nothing more, however alive it is. Times are those of the worker's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from melior.errors import FencedError, StoreError
+from melior.store import schema
+from melior.store.query import Rows, add_row, fetch, find, new_id, now, one_of
+from melior.store.rows import Job, JobEvent, JobStatus, Level, Wanted
+
+ENDED = ("succeeded", "failed", "cancelled")
+ATTEMPTS = 5  # leases that may end without a word before a job is called failed
+
+
+class Jobs(Rows):
+    """Training that was asked for."""
+
+    def add_job(
+        self,
+        method: str,
+        recipe: Mapping[str, Any],
+        folder: str,
+        *,
+        asked: Mapping[str, Any] | None = None,
+        training_file: str | None = None,
+        validation_file: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        request_key: str | None = None,
+        job_id: str | None = None,
+    ) -> Job:
+        """A job in the queue; the same `request_key` again returns the job that it made.
+
+        Raises:
+            StoreError: if the key came with another request before, or a file is unknown.
+        """
+        row = Job(
+            id=job_id or new_id("ftjob"),
+            method=method,
+            asked=dict(asked or {}),
+            recipe=dict(recipe),
+            folder=folder,
+            status="queued",
+            wanted="",
+            owner="",
+            lease=None,
+            fence=0,
+            attempts=0,
+            training_file=training_file,
+            validation_file=validation_file,
+            run_id=None,
+            result={},
+            error=None,
+            labels=dict(labels or {}),
+            finished=None,
+            request_key=request_key,
+            created=now(),
+        )
+        with self.database.write() as connection:
+            known = fetch(connection, Job, request_key=request_key) if request_key else []
+            if not known:
+                try:
+                    with connection.begin_nested():
+                        return add_row(connection, row)
+                except IntegrityError:  # PostgreSQL: somebody used this key since we looked
+                    known = fetch(connection, Job, request_key=request_key) if request_key else []
+                    if not known:
+                        raise
+        if known[0].asked != row.asked:
+            raise StoreError(f"request key {request_key!r} made {known[0].id} of another request; use a new key")
+        return known[0]
+
+    def job(self, reference: str) -> Job:
+        """One job."""
+        return self._find(Job, reference)
+
+    def jobs(self, *, status: JobStatus | None = None, method: str | None = None) -> list[Job]:
+        """Jobs, the oldest first."""
+        return self._list(Job, status=status, method=method)
+
+    # ------------------------------------------------------------------ what workers do
+
+    def claim(self, owner: str, seconds: float, *, job_id: str | None = None) -> Job | None:
+        """The oldest job that waits, or whose lease ran out, leased for so many seconds; None where there is none.
+
+        A job whose leases ended without a word `ATTEMPTS` times is failed instead of leased again.
+        """
+        table, time = schema.jobs, now()
+        lost = (table.c.status == "running") & (table.c.lease < time)
+        waiting = select(table.c.id).where(or_(table.c.status == "queued", lost)).order_by(table.c.sequence)
+        if job_id is not None:
+            waiting = waiting.where(table.c.id == job_id)
+        while True:
+            with self.database.write() as connection:
+                found = connection.scalar(waiting.limit(1).with_for_update(skip_locked=True))
+                if found is None:
+                    return None
+                job = find(connection, Job, found)
+                attempts = job.attempts + (job.status == "running")
+                if attempts < ATTEMPTS:
+                    leased = {"owner": owner, "lease": _after(seconds), "fence": job.fence + 1, "attempts": attempts}
+                    return _change(connection, job, {"status": "running", **leased})
+                told = f"{attempts} workers stopped without a word while they ran it; look at their logs"
+                _change(connection, job, {**_ended("failed"), "attempts": attempts, "error": _error(told)})
+
+    def renew(self, job_id: str, fence: int, seconds: float) -> Wanted:
+        """Holds the lease for so many seconds from now; what was asked of its holder meanwhile.
+
+        Raises:
+            FencedError: if another worker has it.
+        """
+        with self.database.write() as connection:
+            return _change(connection, self._held(connection, job_id, fence), {"lease": _after(seconds)}).wanted
+
+    def add_event(
+        self,
+        job_id: str,
+        message: str,
+        *,
+        fence: int | None = None,
+        level: Level = "info",
+        data: Mapping[str, Any] | None = None,
+    ) -> JobEvent:
+        """What happened to a job; with data, its metrics. A worker signs with its fence.
+
+        Raises:
+            FencedError: if another worker has it.
+        """
+        kind = "metrics" if data else "message"
+        row = JobEvent(
+            id=new_id("ftevent"),
+            job_id=job_id,
+            level=one_of(Level, level),
+            type=kind,  # type: ignore[arg-type]
+            message=schema.clean(message),
+            data=dict(data or {}),
+            created=now(),
+        )
+        with self.database.write() as connection:
+            if fence is not None:
+                self._held(connection, job_id, fence)
+            return add_row(connection, row)
+
+    def tell_run(self, job_id: str, fence: int, run_id: str) -> Job:
+        """The job, with the run that does its work."""
+        with self.database.write() as connection:
+            return _change(connection, self._held(connection, job_id, fence), {"run_id": run_id})
+
+    def end_job(
+        self,
+        job_id: str,
+        fence: int,
+        status: JobStatus,
+        *,
+        result: Mapping[str, Any] | None = None,
+        error: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """The job as its worker leaves it: ended, paused, or queued again.
+
+        Raises:
+            FencedError: if another worker has it.
+        """
+        one_of(JobStatus, status)
+        left = _ended(status) if status in ENDED else {"status": status, "owner": "", "lease": None, "wanted": ""}
+        told = {"result": dict(result or {}), "error": dict(error) if error else None}
+        with self.database.write() as connection:
+            return _change(connection, self._held(connection, job_id, fence), {**left, **told})
+
+    # ------------------------------------------------------------------ what clients do
+
+    def ask_job(self, reference: str, wanted: Wanted) -> Job:
+        """The job, asked to stop for good or for a while. One that nobody runs stops at once.
+
+        Raises:
+            StoreError: if it has ended.
+        """
+        with self.database.write() as connection:
+            job = find(connection, Job, reference)
+            if job.status in ENDED:
+                raise StoreError(f"{job.id} has {job.status} already and cannot {wanted}")
+            if job.status == "running":
+                return _change(connection, job, {"wanted": wanted})
+            stopped = _ended("cancelled") if wanted == "cancel" else {"status": "paused", "wanted": ""}
+            return _change(connection, job, stopped)
+
+    def resume_job(self, reference: str) -> Job:
+        """The job, waiting for a worker again; one that runs on is no longer asked to pause.
+
+        Raises:
+            StoreError: if it has ended.
+        """
+        with self.database.write() as connection:
+            job = find(connection, Job, reference)
+            if job.status in ENDED:
+                raise StoreError(f"{job.id} has {job.status} already and cannot be resumed; make a new one")
+            return _change(connection, job, {"wanted": ""} if job.status == "running" else {"status": "queued"})
+
+    def job_events(self, job_id: str) -> list[JobEvent]:
+        """What happened to a job, in order."""
+        return self._list(JobEvent, job_id=self.job(job_id).id)
+
+    def _held(self, connection: Connection, job_id: str, fence: int) -> Job:
+        """The job, if this fence is the newest and the job runs."""
+        table = schema.jobs
+        connection.execute(select(table.c.id).where(table.c.id == job_id).with_for_update())  # nobody claims it now
+        job = find(connection, Job, job_id)
+        if job.fence != fence or job.status != "running":
+            raise FencedError(f"{job.id} is {job.status} under lease {job.fence}, and this worker held lease {fence}")
+        return job
+
+
+def _change(connection: Connection, job: Job, values: Mapping[str, Any]) -> Job:
+    connection.execute(update(schema.jobs).where(schema.jobs.c.id == job.id).values(**values))
+    return find(connection, Job, job.id)
+
+
+def _ended(status: str) -> dict[str, Any]:
+    return {"status": status, "owner": "", "lease": None, "wanted": "", "finished": now()}
+
+
+def _error(message: str) -> dict[str, Any]:
+    return {"code": "internal_error", "message": message, "param": None}
+
+
+def _after(seconds: float) -> str:
+    """The time so many seconds from now, as `now` writes it."""
+    then = datetime.now(UTC) + timedelta(seconds=seconds)
+    return then.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+__all__: Sequence[str] = ("ATTEMPTS", "ENDED", "Jobs")
