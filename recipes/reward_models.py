@@ -16,7 +16,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,16 @@ from typing import Any
 import numpy as np
 import reward_floors as floors
 import torch
+from reward_fields import FIELDS, MELIOR, STACK, Field, Trial
 from reward_floors import Floats, Rows
+from reward_outcome import Judged, Outcome, Told, base_rates, limits, picks, right
 from reward_page import write_page
 
 from melior.data.formats import canonical, fingerprint, read_examples
-from melior.data.splits import folds, input_key
+from melior.data.splits import folds
 from melior.durable import write_file
 from melior.evaluation.calibration import temperature_of
-from melior.evaluation.reward_model import RewardReport, reward_report
-from melior.metrics import auc
+from melior.evaluation.reward_model import reward_report
 from melior.policies.reward_ensemble import RewardEnsemble
 from melior.policies.reward_heads import DEFAULT, Heads
 from melior.policies.reward_model import Reward, RewardModel, sides
@@ -40,7 +41,7 @@ from melior.policies.reward_segments import Segments
 from melior.policies.reward_texts import PairedTexts, TextReader
 from melior.policies.reward_trunks import FeatureTrunk
 from melior.policies.texts import TextInputs, Texts
-from melior.statistics import Interval, bootstrap, mean_interval, wilson
+from melior.statistics import Interval, wilson
 from melior.trainers.loop import FitConfig, fit
 from melior.trainers.reward_model import Comparisons, Ratings, bradley_terry, logistic
 from melior.trainers.steps import Steps
@@ -48,109 +49,6 @@ from melior.types import Demonstration, Preference, Rated
 
 PORTION = 1000  # outputs between two times that vectors are kept
 LONGEST = 128  # tokens of a prompt or an answer that MiniLM reads, the last ones: half the time of its 256
-MELIOR, STACK = "melior", "melior, stacked on the linear model"
-TINY = 1e-12  # differences of areas under curves are equal but for rounding
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One way to train a reward model; the inner folds choose between a few."""
-
-    name: str
-    hidden: tuple[int, ...] = ()  # units of hidden layers; (): linear
-    epochs: int
-    batch_size: int
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-
-
-TEXTS = (
-    Trial(name="linear, 3 epochs", epochs=3, batch_size=256, learning_rate=4e-3),
-    Trial(name="linear, 12 epochs", epochs=12, batch_size=256, learning_rate=4e-3),
-    Trial(name="64 units, 6 epochs", hidden=(64,), epochs=6, batch_size=256, learning_rate=3e-3),
-)
-TURNS = tuple(replace(trial, batch_size=512) for trial in TEXTS)  # single outputs: as many as 256 pairs have
-SEGMENTS = (
-    Trial(name="linear, 10 epochs", epochs=10, batch_size=100, learning_rate=2e-2),
-    Trial(name="linear, 60 epochs", epochs=60, batch_size=100, learning_rate=2e-2),
-    Trial(name="32 units, 15 epochs", hidden=(32,), epochs=15, batch_size=100, learning_rate=5e-3),
-    Trial(name="32 units, 40 epochs", hidden=(32,), epochs=40, batch_size=100, learning_rate=5e-3),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """One data set, what is asked of a reward model on it, and what it is measured against."""
-
-    name: str
-    title: str
-    source: str
-    floor: float  # of the linear model, as known before
-    measure: str  # accuracy of pairs, or the area under the curve of ratings
-    linear: floors.Learner
-    linear_name: str
-    trials: tuple[Trial, ...]
-    texts: bool = True  # whether MiniLM reads the outputs
-    messages: int | None = None  # before an output, that MiniLM reads; None: all
-    folds: int = 10
-    heldout: str = ""  # pairs that no fold holds
-    scripted: str = ""  # the same pairs, labelled by the return that was earned
-    rules: Mapping[str, Callable[[Sequence[Any]], Floats]] = field(default_factory=dict)
-
-    @property
-    def claimed(self) -> str:
-        """What the claim is about, fixed before any run: for texts, where words tell, the stack; else melior alone."""
-        return STACK if self.texts else MELIOR
-
-
-def _robot(name: str, title: str, floor: float, speed: int | None) -> Field:
-    return Field(
-        name=name,
-        title=f"Which segment of {title} people prefer",
-        source=f"known:{name}-preferences@human-train",
-        heldout=f"known:{name}-preferences@human-eval",
-        scripted=f"known:{name}-preferences@script-train" if speed is not None else "",
-        floor=floor,
-        measure="accuracy",
-        linear=floors.linear_segments,
-        linear_name="linear Bradley–Terry",
-        trials=SEGMENTS,
-        texts=False,
-        rules={"the faster one": floors.column_rule(speed)} if speed is not None else {},
-    )
-
-
-FIELDS = {
-    "hh": Field(
-        name="hh",
-        title="Which answer is less harmful",
-        source="known:hh-rlhf-harmless@sample",
-        floor=0.630,
-        measure="accuracy",
-        linear=floors.tfidf_pairs,
-        linear_name="TF-IDF Bradley–Terry",
-        trials=TEXTS,
-        folds=5,
-        rules={"the longer one": floors.longest, "the shorter one": lambda examples: -floors.longest(examples)},
-    ),
-    "taskmaster": Field(
-        name="taskmaster",
-        title="Which turns of a service agent are good",
-        source="known:taskmaster-reward",
-        floor=0.687,
-        measure="auc",
-        linear=floors.tfidf_ratings,
-        linear_name="TF-IDF, logistic regression",
-        trials=TURNS,
-        folds=5,
-        messages=1,  # as the linear model does: a turn answers what was just said
-        rules={"a longer turn": floors.longest, "a call, no words": floors.is_call},
-    ),
-    "hopper": _robot("hopper", "a hopping robot", 0.743, 5),
-    "walker2d": _robot("walker2d", "a walking robot", 0.825, 8),
-    "can": _robot("can", "an arm that moves a can", 0.638, None),
-    "lift": _robot("lift", "an arm that lifts a cube", 0.484, None),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,121 +248,6 @@ def cross_fitted(field: Field, rows: Rows, settings: Settings, folder: Path) -> 
 # ---------------------------------------------------------------------- what is told
 
 
-@dataclass(frozen=True)
-class Told:
-    """Rewards by the content of an output, under the protocol of reward models."""
-
-    found: Mapping[str, float]
-    names: tuple[str, ...] = (DEFAULT,)
-
-    @classmethod
-    def of(cls, rows: Rows, rewards: Floats) -> Told:
-        keys = [canonical([each.inputs, each.output]) for each in sides(rows)]
-        return cls(dict(zip(keys, rewards.tolist(), strict=True)))
-
-    def rewards(self, examples: Sequence[Any]) -> Floats:  # [N, 1]
-        return np.array([[self.found[canonical([each.inputs, each.output])]] for each in examples])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What the recipe measured, and whether the floor was reached."""
-
-    field: Field
-    rows: int
-    measures: Mapping[str, Interval]
-    gains: Mapping[str, Interval]  # of melior's over the linear model, paired by row
-    rules: Mapping[str, Interval]
-    report: RewardReport
-    chosen: Mapping[str, Mapping[str, int]]  # method → setting → folds that chose it
-    heldout: Mapping[str, Interval]
-    picks: Mapping[str, Interval]  # of the outputs that were rated for one input: how often the one picked is good
-    limits: Sequence[str]
-    seconds: float
-
-    @property
-    def best(self) -> str:
-        """What the claim is about."""
-        return self.field.claimed
-
-    @property
-    def met(self) -> bool:
-        return self.measures[self.best].estimate >= self.field.floor
-
-    @property
-    def sentence(self) -> str:
-        gain = self.gains[self.best]
-        proven = "more" if gain.low > 0 else "less" if gain.high < 0 else "which proves no difference"
-        return (
-            f"{'Met' if self.met else 'Not met'}: {self.best} has {self.field.measure} {self.measures[self.best]} on "
-            f"{self.rows:,} rows, where the linear model was known to reach {self.field.floor}; on the same folds "
-            f"{self.field.linear_name} has {self.measures[self.field.linear_name]}, paired difference {gain}: {proven}."
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """The figures of `summary.json`."""
-        groups = {"measures": self.measures, "gains": self.gains, "rules": self.rules, "heldout": self.heldout}
-        groups["picks"] = self.picks
-        return {
-            "set": self.field.name,
-            "met": self.met,
-            "sentence": self.sentence,
-            "floor": self.field.floor,
-            "rows": self.rows,
-            **{name: {key: each.to_json() for key, each in found.items()} for name, found in groups.items()},
-            "chosen": self.chosen,
-            "limits": list(self.limits),
-            "seconds": round(self.seconds),
-            "report": self.report.to_json(),
-        }
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Rows that have a winner or a rating, and what rewards say of them."""
-
-    rows: Rows
-
-    @classmethod
-    def of(cls, rows: Rows) -> Judged:
-        return cls(floors.compared(rows) if isinstance(rows[0], Preference) else rows)
-
-    @property
-    def clusters(self) -> list[str]:
-        """Rows that share one stand or fall together."""
-        return [row.group or row.id for row in self.rows]
-
-    def kept(self, rows: Rows, rewards: Floats) -> Floats:
-        """Of rewards of all rows, those of the judged ones."""
-        mine = {row.id for row in self.rows}
-        width = 2 if isinstance(rows[0], Preference) else 1
-        return rewards.reshape(len(rows), width)[[row.id in mine for row in rows]]
-
-    def measure(self, rewards: Floats) -> Interval:
-        """Accuracy, ties half, or the area under the curve."""
-        if isinstance(self.rows[0], Preference):
-            return mean_interval(right(rewards), clusters=self.clusters, bounds=(0, 1))
-        good = np.array([row.rating > 0 for row in self.rows])
-        area = lambda drawn: float(auc(rewards[drawn, 0], good[drawn]))  # noqa: E731
-        return bootstrap(area, len(good), clusters=self.clusters, bounds=(0, 1))
-
-    def gain(self, ours: Floats, theirs: Floats) -> Interval:
-        """How much better ours are, paired by row."""
-        if isinstance(self.rows[0], Preference):
-            return mean_interval(right(ours) - right(theirs), clusters=self.clusters, bounds=(-1, 1))
-        good = np.array([row.rating > 0 for row in self.rows])
-
-        def gap(drawn: Any) -> float:
-            return float(auc(ours[drawn, 0], good[drawn])) - float(auc(theirs[drawn, 0], good[drawn]))
-
-        return bootstrap(gap, len(good), clusters=self.clusters, bounds=(-1, 1))
-
-
-def right(rewards: Floats) -> Floats:  # [P, 2] -> [P]
-    gaps = rewards[:, 0] - rewards[:, 1]
-    return (np.sign(np.where(np.abs(gaps) < TINY, 0, gaps)) + 1) / 2
-
-
 def outcome(field: Field, rows: Rows, found: Sequence[Fold], settings: Settings, seconds: float) -> Outcome:
     """The figures of all methods on all rows."""
     width = 2 if isinstance(rows[0], Preference) else 1
@@ -494,20 +277,6 @@ def outcome(field: Field, rows: Rows, found: Sequence[Fold], settings: Settings,
     )
 
 
-def picks(rows: Sequence[Rated], rewards: Floats) -> dict[str, Interval]:
-    """Best-of-n on what was logged: among the outputs of one input, good and bad ones, the one of most reward."""
-    places: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(input_key(row), []).append(place)
-    mixed = [found for found in places.values() if len({rows[place].rating for place in found}) > 1]
-    picked = np.array([rows[max(found, key=lambda place: rewards[place, 0])].rating for found in mixed])
-    drawn = np.array([np.mean([rows[place].rating for place in found]) for found in mixed])
-    clusters = [rows[found[0]].group for found in mixed]
-    name = f"of {len(mixed)} inputs with good and bad outputs"
-    told = {"picked by reward": picked, "drawn at random": drawn, "gain": picked - drawn}
-    return {f"{what}, {name}": mean_interval(each, clusters=clusters, bounds=(-1, 1)) for what, each in told.items()}
-
-
 def kept_model(
     field: Field, rows: Rows, chosen: Mapping[str, Mapping[str, int]], settings: Settings, folder: Path
 ) -> None:
@@ -517,15 +286,6 @@ def kept_model(
     ensemble = RewardEnsemble([trained(trial, rows, seed, field.messages) for seed in seeds])
     ensemble.centre(sides(rows[:200]))
     ensemble.save(folder)
-
-
-def base_rates(rows: Rows) -> dict[str, Interval]:
-    """What needs no model at all."""
-    if isinstance(rows[0], Rated):
-        good = sum(row.rating > 0 for row in rows)
-        return {"accuracy of calling all good": wilson(good, len(rows))}
-    listed = [row.item["preferred"] == "first" for row in rows if "preferred" in row.item]
-    return {"the first listed": wilson(sum(listed), len(listed))} if listed else {}
 
 
 def on_heldout(
@@ -547,24 +307,6 @@ def on_heldout(
         for method, (way, setting) in ways.items():
             won = right(way(learnt, sides(judged), [setting])[setting].reshape(-1, 2))
             told[f"{name}: {method}"] = wilson(round(float(won.sum())), len(judged))
-    return told
-
-
-def limits(judged: Judged, ours: Floats, theirs: Floats, rows: int) -> list[str]:
-    """What so many rows can show, and what not."""
-    told = []
-    whole, gain = judged.measure(ours), judged.gain(ours, theirs)
-    count = len(judged.rows)
-    if rows > count:
-        told.append(f"{rows - count} of {rows} pairs are ties: they teach as .5, and no order can be right about them.")
-    told.append(
-        f"{count:,} rows give an interval of ± {(whole.high - whole.low) / 2:.3f} around a measure and of "
-        f"± {(gain.high - gain.low) / 2:.3f} around a paired difference; a smaller one cannot be seen here."
-    )
-    if isinstance(judged.rows[0], Preference) and "preferred" not in judged.rows[0].item:
-        told.append("The pairs are published with the chosen answer first, so the rate of the first listed is unknown.")
-    if not any("annotator" in row.item for row in judged.rows):
-        told.append("Who labelled which row was not published: agreement by annotator cannot be told.")
     return told
 
 

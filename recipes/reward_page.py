@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from reward_outcome import Outcome
 
 from melior.reports.document import Part, listed, paragraph, write_document
 from melior.reports.plots import table
 from melior.reports.reward_model import reward_section
 
 
-def write_page(folder: Path, result: Any) -> Path:
-    """A page for people, of a recipe's `Outcome`."""
+def write_page(folder: Path, result: Outcome) -> Path:
+    """The figures as a page for people."""
     field = result.field
     measured = sorted(result.measures.items(), key=lambda item: -item[1].estimate)
     rules = [*result.rules.items(), ("floor: the linear model, as known before", field.floor)]

@@ -105,7 +105,7 @@ def test_inner_choices_are_made_by_rows_that_were_not_learnt(recipe: ModuleType)
 def test_a_robots_segments_run_whole_and_go_on_from_kept_folds(
     recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick = replace(recipe.FIELDS["hopper"], trials=(replace(recipe.SEGMENTS[0], epochs=10),))
+    quick = replace(recipe.FIELDS["hopper"], trials=(replace(recipe.FIELDS["hopper"].trials[0], epochs=10),))
     monkeypatch.setitem(recipe.FIELDS, "hopper", quick)
     monkeypatch.setattr(sys, "argv", ["reward_models", "hopper", "--quick", "--out", str(tmp_path)])
     recipe.main()
