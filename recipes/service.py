@@ -2,7 +2,7 @@
 
     python recipes/service.py --out runs/service
 
-People called 793 answers of an ordering agent good or bad (Taskmaster-4; calls of the shop's interface left out). One
+People called 795 answers of an ordering agent good or bad (Taskmaster-4; calls of the shop's interface left out). One
 half of the openings teaches a reward model, the proxy; the other half another one, the gold. SmolLM2 answers customers
 of dialogs that neither learnt from, n times each; the proxy takes the best, and the gold, which is never optimised,
 says what that is worth. Where the proxy's own reward goes on rising and the gold's does not, the proxy is being gamed.
