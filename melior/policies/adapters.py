@@ -13,6 +13,7 @@ import melior.policies.lean  # noqa: F401  (first: it makes the next imports lig
 # isort: split
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from melior.errors import ConfigError
 from melior.policies.fused import fuse
@@ -74,9 +75,17 @@ def is_adapter(folder: Path) -> bool:
 
 @contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
-    """Inside, the model computes bitwise what its base computes."""
-    if isinstance(model, PeftModel):
-        with model.disable_adapter():
-            yield
-    else:
+    """Inside, the model computes bitwise what its base computes.
+
+    Nothing but a flag of each adapted matrix is turned. PEFT's own switch also stops and starts the training of every
+    tensor of the adapter, those that a run has frozen too, and takes a tenth of a short forward pass.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
         yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            layer._disable_adapters = was

@@ -58,6 +58,19 @@ def test_an_adapter_switched_off_is_the_base_bitwise(folder_of: Make) -> None:
         plain.reference_log_probs(batch)
 
 
+def test_what_a_run_has_frozen_stays_frozen_when_the_adapter_was_off(folder_of: Make) -> None:
+    policy = adapted(folder_of("llama"))
+    policy.freeze({"layers.0": 0.0})
+    training = [name for name, _ in policy.backbone.trainable()]
+    with pytest.raises(InterruptedError), without_adapter(policy.backbone.model):
+        policy.reference_log_probs(policy.encode(EXAMPLES))  # off within off: only the outer one switches on again
+        assert plain_lora(next(m for m in policy.backbone.model.modules() if hasattr(m, "lora_A"))) is None
+        raise InterruptedError
+    assert [name for name, _ in policy.backbone.trainable()] == training
+    assert 0 < len(training) < len(list(policy.candidates()))
+    assert not torch.equal(scores(policy), policy.reference_log_probs(policy.encode(EXAMPLES)))
+
+
 def test_an_adapter_trained_with_dropout_scores_without_it(folder_of: Make, tmp_path: Path) -> None:
     """And as fast as any other: PEFT in eval mode is what it agrees with."""
     adapted(folder_of("llama"), dtype="float32").save(tmp_path / "saved")
