@@ -23,6 +23,7 @@ from melior.trainers.rollouts import Rollouts
 from melior.trainers.supervised import Examples
 from melior.types import Demonstration, Record, Sampling, Score, Task
 
+SHOWN = 64  # words that demonstrations are taken from
 MOST = 10.0  # points that a slate counts at most in SFT: one purchase outweighs ten clicks, not more
 
 
@@ -62,7 +63,7 @@ class BannerTask:
 
     name: str = "banner"
     unit: str = "expected points of a greedy slate"
-    budget: int = 30
+    budget: int = 20
     share: float = 0.3
     shop: int = 3
     impressions: int = 10_000
@@ -130,7 +131,7 @@ class LettersTask:
     budget: int = 40
     share: float = 0.3
     prompts: int = 8  # of a step, eight samples each
-    demonstrations: int = 64
+    demonstrations: int = SHOWN
     tasks: int = 1_000
     fresh: int = 500  # words that judge
     sft_batch: int = 16
@@ -142,14 +143,14 @@ class LettersTask:
     @cached_property
     def words(self) -> list[str]:
         """All different: those that judge, those of tasks, those of demonstrations, then those of pre-training."""
-        return different_words(self.fresh + self.tasks + self.demonstrations + PRETRAINING, seed=0)
+        return different_words(self.fresh + self.tasks + SHOWN + PRETRAINING, seed=0)
 
     def policy(self, seed: int) -> LanguagePolicy:
         return LanguagePolicy.load(pretrained(self.words[-PRETRAINING:], self.folder / "base"), dtype="float32")
 
     def examples(self, policy: Any, seed: int) -> Examples:
-        first = self.fresh + self.tasks
-        rows = [Demonstration(word, sorted_word(word)) for word in self.words[first : first + self.demonstrations]]
+        shown = self.words[self.fresh + self.tasks : -PRETRAINING]
+        rows = [Demonstration(word, sorted_word(word)) for word in shown[: self.demonstrations]]
         return Examples(policy, rows, batch_size=self.sft_batch, seed=seed)
 
     def rollouts(self, policy: Any, seed: int) -> Rollouts:
@@ -160,7 +161,11 @@ class LettersTask:
     def judged(self, policy: Any) -> NDArray[np.float64]:
         """Exact: the model's own probability of the one right answer, so no sample blurs it."""
         rows = [Demonstration(word, sorted_word(word)) for word in self.words[: self.fresh]]
-        return np.array([math.exp(float(each.sum())) for each in policy.log_probs(rows)])
+        return np.array([math.exp(float(each.detach().sum())) for each in policy.log_probs(rows)])
 
 
-TASKS: dict[str, Callable[[Path], Compared]] = {"banner": lambda folder: BannerTask(), "letters": LettersTask}
+TASKS: dict[str, Callable[[Path], Compared]] = {
+    "banner": lambda folder: BannerTask(),
+    "letters": LettersTask,
+    "letters-8": lambda folder: LettersTask(folder, name="letters-8", demonstrations=8),
+}
