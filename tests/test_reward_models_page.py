@@ -24,7 +24,9 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
         exec(compile(block, str(PAGE), "exec"), names)
-    print(capsys.readouterr().out)
+    shown = set(re.findall(r"(?<![\w.])\d*\.\d+", PAGE.read_text()))
+    printed = [float(number) for number in re.findall(r"(?<![\w.])\d*\.\d+", capsys.readouterr().out)]
+    assert all(any(abs(number - float(each)) < 0.02 * number for each in shown) for number in printed)
     liked, disliked = names["kind"].rewards([names["Demonstration"](names["asked"], each) for each in names["replies"]])
     assert liked > disliked and names["best"].output == names["replies"][0]
     assert np.corrcoef(names["expected"], names["stars"][150:])[0, 1] > 0.8
