@@ -65,17 +65,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rated answers by what they are for; no opening stands on two sides."""
+    """Rated answers in words, and rows whose dialogs are gone on with; no opening stands on two sides."""
 
     proxy: Sequence[Rated]
     gold: Sequence[Rated]
-    asked: Sequence[Rated]
+    asked: Sequence[Rated]  # calls too: only what was said before is used
 
     @classmethod
     def read(cls, settings: Settings) -> Rows:
-        rows = [row for row in read_examples("known:taskmaster-reward").rows if not row.item["call"]]
+        rows = list(read_examples("known:taskmaster-reward").rows)
         others, asked = split(rows, settings.asked, seed=settings.seed)
-        proxy, gold = split(others, 0.5, seed=settings.seed)
+        proxy, gold = split([row for row in others if not row.item["call"]], 0.5, seed=settings.seed)
         return cls(proxy, gold, asked)
 
     def dialogs(self, most: int) -> list[list[Mapping[str, Any]]]:
