@@ -118,11 +118,11 @@ def taught_reward(
 
 def texts(hidden: int) -> PairedTexts:
     """How a request and an answer are read: MiniLM's vectors, and a hidden layer where there is one."""
-    return PairedTexts(hidden=hidden, dropout=0.3, messages=1, text=Texts(max_length=96))
+    return PairedTexts(hidden=hidden, dropout=0.3, text=Texts(max_length=128))
 
 
 def read_texts(rows: Sequence[Preference], path: Path) -> None:
-    """Lets MiniLM read every text once; a run that was stopped goes on behind what is kept in the file."""
+    """Lets MiniLM read every text once, but for those in the file, which `reward_models.py hh` writes as well."""
     reader = TextReader.make(texts(0))
     if path.is_file():
         with np.load(path, allow_pickle=False) as kept:
