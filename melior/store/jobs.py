@@ -24,7 +24,7 @@ from melior.store.query import Rows, add_row, fetch, find, new_id, now, one_of
 from melior.store.rows import Job, JobEvent, JobStatus, Level, Wanted
 
 ENDED = ("succeeded", "failed", "cancelled")
-ATTEMPTS = 5  # leases that may end without a word before a job is called failed
+ATTEMPTS = 5  # processes that may be lost over a job before it is called failed
 
 
 class Jobs(Rows):
@@ -97,7 +97,7 @@ class Jobs(Rows):
     def claim(self, owner: str, seconds: float, *, job_id: str | None = None) -> Job | None:
         """The oldest job that waits, or whose lease ran out, leased for so many seconds; None where there is none.
 
-        A job whose leases ended without a word `ATTEMPTS` times is failed instead of leased again.
+        A job that was lost `ATTEMPTS` times is failed instead of leased again.
         """
         table, time = schema.jobs, now()
         lost = (table.c.status == "running") & (table.c.lease < time)
@@ -110,12 +110,11 @@ class Jobs(Rows):
                 if found is None:
                     return None
                 job = find(connection, Job, found)
-                attempts = job.attempts + (job.status == "running")
-                if attempts < ATTEMPTS:
-                    leased = {"owner": owner, "lease": _after(seconds), "fence": job.fence + 1, "attempts": attempts}
+                if job.status == "running":
+                    job = _lost(connection, job)
+                if job.status == "queued":
+                    leased = {"owner": owner, "lease": _after(seconds), "fence": job.fence + 1}
                     return _change(connection, job, {"status": "running", **leased})
-                told = f"{attempts} workers stopped without a word while they ran it; look at their logs"
-                _change(connection, job, {**_ended("failed"), "attempts": attempts, "error": _error(told)})
 
     def renew(self, job_id: str, fence: int, seconds: float) -> Wanted:
         """Holds the lease for so many seconds from now; what was asked of its holder meanwhile.
@@ -180,6 +179,15 @@ class Jobs(Rows):
         with self.database.write() as connection:
             return _change(connection, self._held(connection, job_id, fence), {**left, **told})
 
+    def give_back(self, job_id: str, fence: int) -> Job:
+        """The job, lost by its worker and in the queue again; failed where that has happened too often.
+
+        Raises:
+            FencedError: if another worker has it.
+        """
+        with self.database.write() as connection:
+            return _lost(connection, self._held(connection, job_id, fence))
+
     # ------------------------------------------------------------------ what clients do
 
     def ask_job(self, reference: str, wanted: Wanted) -> Job:
@@ -226,6 +234,14 @@ class Jobs(Rows):
 def _change(connection: Connection, job: Job, values: Mapping[str, Any]) -> Job:
     connection.execute(update(schema.jobs).where(schema.jobs.c.id == job.id).values(**values))
     return find(connection, Job, job.id)
+
+
+def _lost(connection: Connection, job: Job) -> Job:
+    attempts = job.attempts + 1
+    if attempts < ATTEMPTS:
+        return _change(connection, job, {"status": "queued", "owner": "", "lease": None, "attempts": attempts})
+    told = f"{attempts} times the process that ran it was lost; look at the worker's log"
+    return _change(connection, job, {**_ended("failed"), "attempts": attempts, "error": _error(told)})
 
 
 def _ended(status: str) -> dict[str, Any]:

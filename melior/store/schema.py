@@ -285,7 +285,7 @@ jobs = _log(
     Column("owner", Text, nullable=False),  # the worker that holds the lease; "" where none does
     Column("lease", Text),  # until when
     Column("fence", Integer, nullable=False),  # counts leases: who holds an older one may write nothing more
-    Column("attempts", Integer, nullable=False),  # leases that ended without a word
+    Column("attempts", Integer, nullable=False),  # processes that were lost over it
     _to("files", "training_file"),
     _to("files", "validation_file"),
     _to("runs", "run_id"),

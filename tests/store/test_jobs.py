@@ -81,7 +81,7 @@ def test_a_job_that_kills_its_workers_is_given_up(store: Store) -> None:
     assert store.claim("the next", LONG) is None
     job = store.job(made.id)
     assert job.status == "failed" and job.finished and job.error is not None
-    assert f"{ATTEMPTS} workers stopped without a word" in job.error["message"]
+    assert f"{ATTEMPTS} times the process that ran it was lost" in job.error["message"]
 
 
 def test_what_nobody_runs_stops_at_once_and_what_runs_is_asked(store: Store) -> None:

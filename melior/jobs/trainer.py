@@ -1,0 +1,91 @@
+"""python -m melior.jobs.trainer: does one job, in a process that its worker can lose
+
+It dies with its worker, stops at the next step when it is interrupted, and goes on from the last checkpoint when it is
+started again in the same folder. How it ended stands in its exit status; what went wrong, in `job-error.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from melior.durable import write_file
+from melior.errors import DataError, MeliorError, TrainingError
+
+DONE, FAILED, INTERRUPTED = 0, 3, 130  # exit statuses; any other is a process that was lost
+ERROR = "job-error.json"
+WATCH_S = 0.5  # between two looks at whether the worker lives
+PATIENCE_S = 60.0  # for a process that was lost to let go of the folder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status."""
+    parser = argparse.ArgumentParser(prog="melior.jobs.trainer")
+    parser.add_argument("--database", required=True)
+    parser.add_argument("--job", required=True)
+    asked = parser.parse_args(arguments)
+    _die_with(os.getppid())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    from melior.cycles.recipe import recipe_of
+    from melior.cycles.train import run_recipe
+    from melior.store import Store
+
+    with Store.open(asked.database) as store:
+        job = store.job(asked.job)
+        folder = Path(job.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR).unlink(missing_ok=True)
+        try:
+            _wait_for(folder)
+            run_recipe(recipe_of(job.recipe), folder, store=store)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except MeliorError as error:
+            code = "invalid_training_file" if isinstance(error, DataError) else "training_failed"
+            write_file(folder / ERROR, json.dumps({"code": code, "message": str(error), "param": None}))
+            print(error, file=sys.stderr)
+            return FAILED
+    return DONE
+
+
+def _die_with(parent: int) -> None:
+    """Kills this process when its parent is gone: whoever takes the job next must find the folder free."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _wait_for(folder: Path) -> None:
+    """Waits until no process is at work in the folder.
+
+    Raises:
+        TrainingError: if that takes too long.
+    """
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        with (folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise TrainingError(
+                        f"Another process has been at work in {folder} for {PATIENCE_S:.0f} s"
+                    ) from None
+        time.sleep(WATCH_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

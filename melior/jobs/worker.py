@@ -1,0 +1,192 @@
+"""a worker: takes jobs from the store, one at a time, and supervises the process that does each
+
+    with Worker(store, "sqlite:///melior.db") as worker:
+        worker.work(stop)          # until `stop` is set; what is half done then goes back to the queue
+
+The trainer writes to the job's folder; the worker turns its metrics into events, holds the lease, and passes on what
+clients ask: cancel, pause. Where the trainer is lost, the job is in the queue again and goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from melior.errors import FencedError, StoreError
+from melior.jobs.trainer import DONE, ERROR, FAILED, INTERRUPTED
+from melior.store import Store
+from melior.store.rows import Job, JobStatus
+
+log = logging.getLogger(__name__)
+
+LEASE_S = 20.0  # a job whose worker is gone is somebody else's after so long
+BEAT_S = 2.0  # between two renewals: nine may fail before the lease is lost
+POLL_S = 1.0  # between two looks into an empty queue
+GRACE_S = 120.0  # for a trainer to reach the end of its step, and its checkpoint
+
+# what our metrics are called in the OpenAI dialect; the others keep their names
+NAMES = {
+    "loss": "train_loss",
+    "heldout_loss": "valid_loss",
+    "reward": "train_reward_mean",
+    "heldout_reward": "valid_reward_mean",
+    "mean_token_accuracy": "train_mean_token_accuracy",
+}
+
+
+@dataclass
+class Worker:
+    """One worker. Several may share a database, and each does one job at a time."""
+
+    store: Store
+    database: str  # as the trainer opens it
+    owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    lease_s: float = LEASE_S
+    beat_s: float = BEAT_S
+    poll_s: float = POLL_S
+
+    def work(self, stop: threading.Event) -> None:
+        """Does jobs until `stop` is set."""
+        while not stop.is_set():
+            try:
+                job = self.store.claim(self.owner, self.lease_s)
+            except StoreError as error:  # a database that is busy or away comes back
+                log.warning("no job could be claimed: %s", error)
+                job = None
+            if job is None:
+                stop.wait(self.poll_s)
+            else:
+                self.do(job, stop)
+
+    def do(self, job: Job, stop: threading.Event | None = None) -> None:
+        """Does one job that this worker has claimed."""
+        try:
+            self.store.add_event(job.id, f"Training begins (attempt {job.fence})", fence=job.fence)
+            _Doing(self, job, stop or threading.Event()).run()
+        except FencedError as error:
+            log.warning("%s", error)
+
+
+class _Doing:
+    """One job being done."""
+
+    def __init__(self, worker: Worker, job: Job, stop: threading.Event) -> None:
+        self.worker, self.store, self.job, self.stop = worker, worker.store, job, stop
+        self.folder = Path(job.folder)
+        told = [event.data.get("step", 0) for event in self.store.job_events(job.id)]
+        self.told = max(told, default=0)  # steps that there are events of
+        self.asked = ""  # what the trainer was interrupted for
+        self.until = 0.0  # when it will be killed
+
+    def run(self) -> None:
+        command = [sys.executable, "-m", "melior.jobs.trainer"]
+        command += ["--database", self.worker.database, "--job", self.job.id]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "trainer.log").open("ab") as output:
+            # of its own group: Ctrl-C is for the worker, which then decides what becomes of the job
+            trainer = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+            try:
+                self._watch(trainer)
+            finally:
+                if trainer.poll() is None:
+                    trainer.kill()
+                    trainer.wait()
+        self._tell()
+        self._end(trainer.returncode)
+
+    def _watch(self, trainer: subprocess.Popen[bytes]) -> None:
+        """Holds the lease until the trainer ends."""
+        beat = 0.0
+        while trainer.poll() is None:
+            if time.monotonic() >= beat:
+                beat = time.monotonic() + self.worker.beat_s
+                self._beat(trainer)
+            if self.asked and time.monotonic() > self.until:
+                trainer.kill()
+            time.sleep(min(0.1, self.worker.beat_s))
+
+    def _beat(self, trainer: subprocess.Popen[bytes]) -> None:
+        try:
+            wanted = self.store.renew(self.job.id, self.job.fence, self.worker.lease_s)
+            self._tell()
+        except FencedError:
+            raise
+        except StoreError as error:  # it may be back at the next beat
+            log.warning("%s could not be renewed: %s", self.job.id, error)
+            return
+        wanted = wanted or ("stop" if self.stop.is_set() else "")  # type: ignore[assignment]
+        if wanted and not self.asked:
+            self.asked, self.until = wanted, time.monotonic() + GRACE_S
+            trainer.send_signal(signal.SIGINT)
+        elif wanted == "cancel":
+            self.asked = wanted
+
+    def _tell(self) -> None:
+        """Events of the steps that were done since the last time."""
+        total = _read(self.folder / "run.json").get("total")
+        try:
+            lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return
+        for line in lines[self.told :]:
+            try:
+                row = json.loads(line)
+            except ValueError:  # half written
+                return
+            step = int(row["step"]) + 1
+            if step <= self.told:
+                continue
+            data = {**{NAMES.get(name, name): value for name, value in row.items()}, "step": step}
+            loss = f": training loss={row['loss']:.2f}" if isinstance(row.get("loss"), float) else ""
+            self.store.add_event(self.job.id, f"Step {step}/{total or '?'}{loss}", fence=self.job.fence, data=data)
+            self.told = step
+
+    def _end(self, status: int) -> None:
+        """Leaves the job as the trainer left it."""
+        job = self.job
+        if status == DONE:
+            self._left("succeeded", "The job has successfully completed", result=_read(self.folder / "result.json"))
+        elif status == FAILED:
+            error = _read(self.folder / ERROR)
+            self._left("failed", f"The job failed: {error.get('message', 'no message')}", error=error)
+        elif status == INTERRUPTED and self.asked == "cancel":
+            self._left("cancelled", "The job was cancelled")
+        elif status == INTERRUPTED and self.asked == "pause":
+            self._left("paused", "The job was paused, and goes on from here when it is resumed")
+        elif status == INTERRUPTED:
+            self._left("queued", "The worker stops; the job goes on from here with the next one")
+        elif self.asked == "cancel":  # it did not stop in time, and was killed
+            self._left("cancelled", "The job was cancelled")
+        else:
+            told = f"signal {-status}" if status < 0 else f"status {status}"
+            message = f"The training process ended with {told}; it goes on from its last checkpoint"
+            self.store.add_event(job.id, message, fence=job.fence, level="warn")
+            self.store.give_back(job.id, job.fence)
+
+    def _left(self, status: JobStatus, message: str, **how: Mapping[str, Any]) -> None:
+        level: Any = "error" if status == "failed" else "info"
+        self.store.add_event(self.job.id, message, fence=self.job.fence, level=level)
+        result = how.get("result", {})
+        if isinstance(result.get("run_id"), str):
+            self.store.tell_run(self.job.id, self.job.fence, result["run_id"])
+        self.store.end_job(self.job.id, self.job.fence, status, **how)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file; nothing where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

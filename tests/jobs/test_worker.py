@@ -1,0 +1,213 @@
+"""jobs are done once and to the end, whoever is killed; cancelled, paused and resumed where they are"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from melior.cycles.measures import read_evaluation
+from melior.jobs.worker import Worker
+from melior.store import Store
+from melior.store.rows import Job
+
+STEPS = 60
+
+
+def rows(path: Path, count: int = 160) -> str:
+    made = [
+        {"inputs": {"height": i % 17, "width": i % 5}, "output": "yes" if i % 17 > 8 else "no"} for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return str(path)
+
+
+def recipe(tmp_path: Path, **more: Any) -> dict[str, Any]:
+    """Some seconds of training, with a checkpoint every few steps."""
+    return {
+        "method": "sft",
+        "model": {"kind": "classifier"},
+        "data": {"train": rows(tmp_path / "rows.jsonl"), "heldout": 0.25},
+        "sft": {"batch_size": 8, "epochs": 4},
+        "fit": {"learning_rate": 0.01, "checkpoint_every": 5, "steps": STEPS},
+        "evaluate": {"every": 2},
+        "save": {"name": "shapes"},
+        **more,
+    }
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'melior.db'}"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    with Store.open(url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def worker(store: Store, url: str) -> Worker:
+    return Worker(store, url, owner="here", beat_s=0.1)
+
+
+def claimed(store: Store) -> Job:
+    job = store.claim("here", 30)
+    assert job is not None
+    return job
+
+
+def doing(worker: Worker, job: Job, stop: threading.Event | None = None) -> threading.Thread:
+    thread = threading.Thread(target=worker.do, args=(job, stop))
+    thread.start()
+    return thread
+
+
+def until(true: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"no {what} in {seconds} s"
+        time.sleep(0.05)
+
+
+def steps(store: Store, job: Job) -> list[int]:
+    return [int(event.data["step"]) for event in store.job_events(job.id) if event.type == "metrics"]
+
+
+def trainers(job: Job) -> list[int]:
+    """Processes that do the job."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                command = (folder / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"melior.jobs.trainer" in command and job.id.encode() in command:
+                found.append(int(folder.name))
+    return found
+
+
+def outcome(job: Job) -> Any:
+    return read_evaluation(Path(job.folder) / "evaluation.json").values
+
+
+@pytest.fixture
+def whole(store: Store, worker: Worker, tmp_path: Path) -> Job:
+    """A job that nobody disturbed."""
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "whole"))
+    worker.do(claimed(store))
+    return store.job(made.id)
+
+
+def test_a_job_is_done_and_tells_what_it_does(store: Store, whole: Job) -> None:
+    assert whole.status == "succeeded" and whole.owner == "" and whole.finished
+    assert whole.run_id and store.run(whole.run_id).status == "succeeded"
+    assert store.version(whole.result["version_id"]).name == "shapes"
+    assert steps(store, whole) == list(range(1, STEPS + 1))
+    last = [event for event in store.job_events(whole.id) if event.type == "metrics"][-1]
+    assert {"train_loss", "valid_loss", "learning_rate"} <= last.data.keys() and last.message.startswith(
+        "Step 60/60: tr"
+    )
+
+
+def test_a_paused_job_goes_on_to_the_same_numbers(store: Store, worker: Worker, whole: Job, tmp_path: Path) -> None:
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "paused"))
+    thread = doing(worker, claimed(store))
+    until(lambda: len(steps(store, made)) > 5, "step")
+    store.ask_job(made.id, "pause")
+    thread.join()
+    assert store.job(made.id).status == "paused" and 5 < len(steps(store, made)) < STEPS and not trainers(made)
+    store.resume_job(made.id)
+    worker.do(claimed(store))
+    assert store.job(made.id).status == "succeeded" and outcome(store.job(made.id)) == outcome(whole)
+    assert steps(store, made) == list(range(1, STEPS + 1)), "each step is told once"
+
+
+def test_a_cancelled_job_stops(store: Store, worker: Worker, tmp_path: Path) -> None:
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "cancelled"))
+    thread = doing(worker, claimed(store))
+    until(lambda: bool(steps(store, made)), "step")
+    store.ask_job(made.id, "cancel")
+    thread.join()
+    assert store.job(made.id).status == "cancelled" and not trainers(made) and store.versions() == []
+
+
+def test_a_trainer_that_is_killed_is_started_again(store: Store, worker: Worker, whole: Job, tmp_path: Path) -> None:
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "killed"))
+    thread = doing(worker, claimed(store))
+    until(lambda: len(steps(store, made)) > 7, "step")
+    for process in trainers(made):
+        os.kill(process, signal.SIGKILL)
+    thread.join()
+    lost = store.job(made.id)
+    assert (lost.status, lost.attempts, lost.owner) == ("queued", 1, "")
+    worker.do(claimed(store))
+    assert outcome(store.job(made.id)) == outcome(whole) and steps(store, made) == list(range(1, STEPS + 1))
+    assert any("ended with signal 9" in event.message for event in store.job_events(made.id))
+
+
+def test_a_worker_that_is_killed_takes_its_trainer_with_it_and_another_goes_on(
+    store: Store, url: str, whole: Job, tmp_path: Path
+) -> None:
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "orphan"))
+    source = (
+        "import sys, threading; from melior.jobs.worker import Worker; from melior.store import Store; "
+        "Worker(Store.open(sys.argv[1]), sys.argv[1], owner='doomed', lease_s=2, beat_s=.1).work(threading.Event())"
+    )
+    doomed = subprocess.Popen([sys.executable, "-c", source, url])
+    try:
+        until(lambda: len(steps(store, made)) > 7, "step")
+    finally:
+        doomed.kill()
+        doomed.wait()
+    until(lambda: not trainers(made), "end of the trainer", 10)
+    assert store.job(made.id).status == "running", "nobody knows yet"
+    other, stop = Worker(store, url, owner="other", beat_s=0.1, poll_s=0.1), threading.Event()
+    thread = threading.Thread(target=other.work, args=(stop,))
+    thread.start()
+    until(lambda: store.job(made.id).status == "succeeded", "success")
+    stop.set()
+    thread.join()
+    done = store.job(made.id)
+    assert (done.fence, done.attempts) == (2, 1) and outcome(done) == outcome(whole)
+    assert steps(store, made) == list(range(1, STEPS + 1))
+
+
+def test_a_worker_that_stops_gives_its_job_back(store: Store, worker: Worker, tmp_path: Path) -> None:
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "given"))
+    stop = threading.Event()
+    thread = threading.Thread(target=worker.work, args=(stop,))
+    thread.start()
+    until(lambda: bool(steps(store, made)), "step")
+    stop.set()
+    thread.join()
+    job = store.job(made.id)
+    assert (job.status, job.attempts, job.lease) == ("queued", 0, None) and not trainers(made)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "told"),
+    [
+        ({"data": {"train": "nowhere.jsonl"}}, "invalid_training_file", "nowhere.jsonl cannot be read"),
+        ({"gate": {"minimum_items": "many"}}, "training_failed", "gate.minimum_items"),
+    ],
+)
+def test_what_cannot_be_trained_says_why(
+    store: Store, worker: Worker, tmp_path: Path, change: dict[str, Any], code: str, told: str
+) -> None:
+    made = store.add_job("sft", recipe(tmp_path, **change), str(tmp_path / "wrong"))
+    worker.do(claimed(store))
+    job = store.job(made.id)
+    assert job.status == "failed" and job.error is not None and job.error["code"] == code
+    assert told in job.error["message"] and store.job_events(job.id)[-1].level == "error"
