@@ -154,7 +154,8 @@ def _on_pairs(model: Rewards, rows: Sequence[Any], head: str, left: dict[str, in
     lengths = np.array([_length(first) - _length(second) for first, second in better])
     baselines = {}
     if np.isfinite(lengths).all() and np.ptp(lengths) > 0:
-        baselines["preferring the longer"] = float(((np.sign(lengths) + 1) / 2).mean())
+        longer = float(((np.sign(lengths) + 1) / 2).mean())
+        baselines["preferring the longer" if longer >= 0.5 else "preferring the shorter"] = max(longer, 1 - longer)
         # Each pair once, in an order that does not depend on what people preferred.
         turned = np.where([_turned(*sides) for sides in better], -1.0, 1.0)
         found = bootstrap(
@@ -288,7 +289,8 @@ def _by_length(lengths: Floats, measure: Measure, what: str) -> tuple[Share, ...
     for number in np.unique(place):
         rows = (place == number).nonzero()[0]
         low, high = float(lengths[rows].min()), float(lengths[rows].max())
-        told = f"{low:+.0f} … {high:+.0f}" if what == "longer" else f"{low:.0f} … {high:.0f}"
+        told = f"{low:+,.0f} … {high:+,.0f}" if what == "longer" else f"{low:,.0f} … {high:,.0f}"
+        told = told.replace("-", "−")
         shares.append(Share(name=told, rows=len(rows), found=measure(rows), low=low, high=high))
     return tuple(share for share in shares if math.isfinite(share.found.estimate))
 

@@ -98,9 +98,7 @@ def _bin(found: BinFound) -> Point:
 
 def _by_length(told: RewardFound) -> str:
     what = "how much longer the preferred output is" if told.of == "pairs" else "the output's length"
-    note = (
-        f"Rows by {what}. A model that has learnt length is right where longer is preferred and wrong where it is not."
-    )
+    note = f"Rows by {what}. A model that has learnt length is right at one end and wrong at the other."
     return estimates_chart("By length", note, _named(told.by_length))
 
 
