@@ -198,7 +198,6 @@ def dpo(work: Workload, steps: int, clock: Clock) -> None:
 def reward_model(work: Workload, steps: int, clock: Clock) -> None:
     """A reward model on the language model's states, from the head that the other side starts from."""
     from melior.policies.reward_model import RewardModel
-    from melior.trainers.pairs import encode_pairs
     from melior.trainers.reward_model import bradley_terry
 
     policy = LanguagePolicy.load(work.adapter)
@@ -207,13 +206,19 @@ def reward_model(work: Workload, steps: int, clock: Clock) -> None:
     with torch.no_grad():
         model.heads.weight.copy_(torch.tensor([work.reward_head]))
     found, rows = preference_rows(work, steps)
-    batch, *others = encode_pairs(model, rows)
-    batch = batch.with_columns(heads=torch.zeros(len(batch), dtype=torch.long))
-    stream = PairsInOrder((batch, *others), found)
+    stream = PairsInOrder(rated(model, rows), found)
     clock.begin()
     run = fit(model, stream, bradley_terry(), config(), on_step=lambda *_: clock.tick())
     tokens = sum(map(workload.pair_tokens, found))
     report(clock, run, counted, rows=len(rows), tokens=tokens, padded=policy.backbone.padded_tokens)
+
+
+def rated(model: Any, rows: Sequence[Preference]) -> Any:
+    """Encoded pairs that teach a reward model's only head."""
+    from melior.trainers.pairs import encode_pairs
+
+    batch, *others = encode_pairs(model, rows)
+    return batch.with_columns(heads=torch.zeros(len(batch), dtype=torch.long)), *others
 
 
 class Hashed:
@@ -308,24 +313,28 @@ def report(clock: Clock, run: Any, counted: Work, **found: Any) -> None:
 
 def profile(work: Workload) -> None:
     """Prints where one step of each job spends its time, as JSON."""
+    from melior.policies.reward_model import RewardModel
     from melior.trainers.pairs import encode_pairs
     from melior.trainers.preference import Dpo
     from melior.trainers.reinforcement import Rollouts
+    from melior.trainers.reward_model import bradley_terry
     from melior.trainers.supervised import Supervised
 
     policy = LanguagePolicy.load(work.adapter)
+    model = RewardModel.on(policy)
     found, preferred = preference_rows(work, 1)
     policy.renderer.stop_ids = frozenset()
     sampling = Sampling(n=workload.GROUP, max_tokens=workload.COMPLETION, temperature=1.0, seed=workload.SEED)
     tasks = [Task(prompt["inputs"]) for prompt in work.prompts]
     tables = {}
-    for job, stream, aim in (
-        ("sft", InOrder(policy, work.rows[: workload.BATCH]), Supervised()),
-        ("dpo", PairsInOrder(encode_pairs(policy, preferred), found), Dpo(beta=workload.BETA)),
-        ("grpo", Rollouts(policy, tasks, Hashed(), sampling, prompts=len(tasks)), objective()),
+    for job, trained, stream, aim in (
+        ("sft", policy, InOrder(policy, work.rows[: workload.BATCH]), Supervised()),
+        ("dpo", policy, PairsInOrder(encode_pairs(policy, preferred), found), Dpo(beta=workload.BETA)),
+        ("reward", model, PairsInOrder(rated(model, preferred), found), bradley_terry()),
+        ("grpo", policy, Rollouts(policy, tasks, Hashed(), sampling, prompts=len(tasks)), objective()),
     ):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as watched:
-            fit(policy, stream, aim, config(steps=1))
+            fit(trained, stream, aim, config(steps=1))
         events = sorted(watched.key_averages(), key=lambda event: -event.self_cpu_time_total)
         total = sum(event.self_cpu_time_total for event in events)
         tables[job] = [

@@ -141,7 +141,9 @@ def curve(job: str, args: argparse.Namespace, peer: Path, file: Path) -> dict[st
     losses = [abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)]
     norms = [abs(a - b) / a for a, b in zip(ours["grad_norms"], theirs["grad_norms"], strict=True)]
     sides = {"melior": ours["losses"], "peer": theirs["losses"]}
-    return {**sides, "loss_gaps": losses, "norm_gaps": norms, "largest": max(losses + norms)}
+    found = {**sides, "loss_gaps": losses, "norm_gaps": norms, "largest": max(losses + norms)}
+    print(job, json.dumps(found), file=sys.stderr, flush=True)  # a run that is stopped has told what it knew
+    return found
 
 
 def losses_gap(runs: dict[str, list[dict[str, Any]]]) -> float:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-BLOCK = 128  # queries that share one gathered set of keys; 64 gave the same times (docs/experiments.md)
+BLOCK = 128  # most queries that share one gathered set of keys; 64 gave the same times (docs/experiments.md)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 class Blocks:
     """Blocks of queries with about equally many keys, attended in one call."""
 
-    queries: Tensor  # [K, BLOCK] node of each query; the last node stands in where a block is short
+    queries: Tensor  # [K, Q] node of each query, Q at most BLOCK; the last node stands in where a block is short
     keys: Tensor  # [K, M] node of each key, 0 where padded
     real: Tensor  # [K, M] bool, False where padded
 
@@ -114,21 +114,22 @@ class AttentionPlan:
 
     @classmethod
     def of(cls, forest: Forest) -> AttentionPlan:
-        """Cut the nodes into blocks and bucket these by the number of keys they need."""
+        """Cut the nodes into even blocks and bucket these by the number of keys they need."""
         size = len(forest)
+        length = -(-size // -(-size // BLOCK))  # a preference pair of 140 nodes is two blocks of 70, not of 128 and 12
         owner = np.zeros(size, dtype=np.int64)
         for row, path in enumerate(forest.paths):
             owner[path] = row
         positions = forest.positions.cpu().numpy()
         blocks = []
-        for start in range(0, size, BLOCK):
+        for start in range(0, size, length):
             above = forest.paths[owner[start]][: positions[start]]
-            blocks.append((start, np.concatenate([above, np.arange(start, min(start + BLOCK, size))])))
+            blocks.append((start, np.concatenate([above, np.arange(start, min(start + length, size))])))
         by_width: dict[int, list[tuple[int, np.ndarray]]] = {}
         for start, keys in blocks:
             by_width.setdefault(_bucket_width(len(keys)), []).append((start, keys))
         device = forest.tokens.device
-        buckets = [_blocks(members, size, device) for _, members in sorted(by_width.items())]
+        buckets = [_blocks(members, length, size, device) for _, members in sorted(by_width.items())]
         order = torch.cat([bucket.queries.reshape(-1) for bucket in buckets])
         inverse = torch.empty(size, dtype=torch.long, device=device)
         # Duplicates of the last node are written in any order: all of them hold the same output.
@@ -136,7 +137,7 @@ class AttentionPlan:
         return cls(forest, buckets, inverse)
 
     def mask(self, window: int | None, dtype: torch.dtype, repeat: int) -> list[Tensor]:
-        """Per bucket an additive mask [K, 1, repeat * BLOCK, M]: 0 where a query sees a key, -inf elsewhere."""
+        """Per bucket an additive mask [K, 1, repeat * Q, M]: 0 where a query sees a key, -inf elsewhere."""
         key = (window, dtype, repeat)
         if key not in self.masks:
             self.masks[key] = [self._bucket_mask(bucket, window, dtype, repeat) for bucket in self.buckets]
@@ -168,16 +169,16 @@ class AttentionPlan:
         flat_keys, flat_values = keys[0].transpose(0, 1), values[0].transpose(0, 1)  # [N, Hkv, hd]
         outputs = []
         for bucket, mask in zip(self.buckets, self.mask(window, queries.dtype, repeat), strict=True):
-            count, size = bucket.keys.shape
+            (count, size), length = bucket.keys.shape, bucket.queries.shape[1]
             # Query heads that share a key head are folded into the query axis: keys are never repeated.
-            folded = flat_queries[bucket.queries].view(count, BLOCK, kv_heads, repeat, width)
-            folded = folded.permute(0, 2, 3, 1, 4).reshape(count, kv_heads, repeat * BLOCK, width)
+            folded = flat_queries[bucket.queries].view(count, length, kv_heads, repeat, width)
+            folded = folded.permute(0, 2, 3, 1, 4).reshape(count, kv_heads, repeat * length, width)
             seen = bucket.keys.reshape(-1)
             gathered_keys = flat_keys.index_select(0, seen).view(count, size, kv_heads, width).transpose(1, 2)
             gathered_values = flat_values.index_select(0, seen).view(count, size, kv_heads, width).transpose(1, 2)
             attended = attention(folded, gathered_keys, gathered_values, mask, scaling=scaling, softcap=softcap)
-            attended = attended.view(count, kv_heads, repeat, BLOCK, width).permute(0, 3, 1, 2, 4)
-            outputs.append(attended.reshape(count * BLOCK, heads, width))
+            attended = attended.view(count, kv_heads, repeat, length, width).permute(0, 3, 1, 2, 4)
+            outputs.append(attended.reshape(count * length, heads, width))
         return torch.cat(outputs).index_select(0, self.inverse)[None]
 
 
@@ -206,9 +207,9 @@ def _bucket_width(keys: int) -> int:
     return width
 
 
-def _blocks(members: list[tuple[int, np.ndarray]], size: int, device: torch.device) -> Blocks:
+def _blocks(members: list[tuple[int, np.ndarray]], length: int, size: int, device: torch.device) -> Blocks:
     width = max(len(keys) for _, keys in members)
-    queries = np.stack([np.minimum(np.arange(start, start + BLOCK), size - 1) for start, _ in members])
+    queries = np.stack([np.minimum(np.arange(start, start + length), size - 1) for start, _ in members])
     padded = np.zeros((len(members), width), dtype=np.int64)
     real = np.zeros((len(members), width), dtype=bool)
     for row, (_, keys) in enumerate(members):

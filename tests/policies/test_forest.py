@@ -120,6 +120,14 @@ def test_attention_around_the_block_size(length: int, window: int | None) -> Non
     check_attention([[index % 50 for index in range(length)]], window)
 
 
+@pytest.mark.parametrize("length", [1, 70, BLOCK, BLOCK + 1, 3 * BLOCK + 50, 7 * BLOCK])
+def test_blocks_are_even_so_that_none_computes_for_nobody(length: int) -> None:
+    buckets = grow([list(range(length))]).plan.buckets
+    blocks, queries = sum(len(bucket.queries) for bucket in buckets), sum(b.queries.numel() for b in buckets)
+    assert blocks == -(-length // BLOCK)
+    assert length <= queries < length + blocks
+
+
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (40, None), (5, 2.0), (None, 2.0)])
 def test_attention_with_branches_inside_blocks_and_many_trees(window: int | None, softcap: float | None) -> None:
     stem = list(range(90))
