@@ -396,7 +396,9 @@ def main() -> None:
     common = max(BRANDS, key=lambda brand: sum(row.output == brand for row in data.learnt))
     rate = np.mean([row.output == common for row in data.heldout])
     first = bootstrap_mean(outcomes[START].mean, bounds=(0, 1), clusters={row.id: row.group for row in data.heldout})
-    print(f"{len(data.heldout)} purchases of {settings.heldout:.0%} of the households; always {common}: {rate:.3f}")
+    again = np.mean([row.output == row.inputs["last"] for row in data.heldout])
+    print(f"{len(data.heldout)} purchases of {settings.heldout:.0%} of the households")
+    print(f"always {common}: {rate:.3f}; what was bought last: {again:.3f}")
     print(f"before any method: {first}\n" + LINE.format("method", "told of each purchase", "rate", *HEADS, "s"))
     for row in compared(outcomes, data):
         numbers = [str(each) for each in (row.accuracy, row.gain, row.short or "")]
