@@ -114,7 +114,7 @@ def _groups(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(valid [B] bool, index [B] into groups, counts [n_groups] of valid rows)."""
     valid = ~torch.isnan(rewards)
     names, index = torch.unique(groups, return_inverse=True)
-    counts = torch.zeros(len(names), dtype=rewards.dtype).index_add_(0, index, valid.to(rewards.dtype))
+    counts = rewards.new_zeros(len(names)).index_add_(0, index, valid.to(rewards.dtype))
     return valid, index, counts
 
 

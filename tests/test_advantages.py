@@ -124,6 +124,18 @@ def test_whitening_of_decisions_counts_each_of_them_once() -> None:
     assert not bool(found[~mask].any())
 
 
+def test_all_is_made_where_the_rewards_are() -> None:
+    """Not where torch makes tensors when it is told nothing."""
+    rewards, groups = tensor(1.0, math.nan, 3.0), torch.tensor([0, 0, 0])
+    mask, truncated = torch.ones(1, 3, dtype=torch.bool), torch.tensor([True])
+    values = torch.ones(1, 4).double()
+    with torch.device("meta"):
+        found = [estimator(rewards, groups) for estimator in ESTIMATORS.values()]
+        found += [whiten(rewards[::2]), informative(rewards, groups)]
+        found += [gae(torch.ones_like(values[:, :3]), values, mask, truncated)]
+    assert {each.device.type for each in found} == {"cpu"}
+
+
 # ---------------------------------------------------------------- generalised advantages
 
 

@@ -37,6 +37,9 @@ EQUIVALENT: dict[str, str] = {
     "_same_shape(log_probs, old_log_probs, advantages) → _same_shape(log_probs, advantages, old_log_probs)": SHAPES,
     "melior.losses.policy_gradient.kl_penalty: "
     "_same_shape(log_probs, ref_log_probs) → _same_shape(ref_log_probs, log_probs)": SHAPES,
+    "melior.losses.policy_gradient.kl_penalty: -1 → 1": ROWS,
+    "melior.losses.policy_gradient.kl_penalty: -1 → 1 #2": ROWS,
+    "melior.losses.policy_gradient.kl_penalty: -1 → 1 #3": ROWS,
     "melior.losses.policy_gradient.cispo_loss: 1.0 → 2.0": "a ratio is above 0, so a bound of -1 binds no more than 0",
     "melior.losses.policy_gradient.truncated_importance_loss: "
     "policy_gradient_loss(log_probs, weights * advantages) → policy_gradient_loss(weights * advantages, log_probs)": (

@@ -388,7 +388,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     [OffPolicy(), OffPolicy(normalized=True)],
     ids=["plain", "normalized"],
 )
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(5))
 def test_from_logs_alone_it_finds_the_best_output_of_a_known_bandit(objective: OffPolicy, seed: int) -> None:
     """The pair earns only together: neither of its halves is worth anything alone."""
     policy = Tabular(vocabulary=4, length=2, spread=0.0)
