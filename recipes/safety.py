@@ -50,20 +50,21 @@ from melior.types import Demonstration, Preference, Sampling, Task
 PROMPTS = Path(__file__).parent / "data" / "safety_prompts.json"
 MODEL = "smollm2-135m-instruct"
 HELDOUT = "watched"  # the metric of the watched prompts: the share that is answered as it should be
+KL = "policy/kl_reference"  # metric of the run: nats per token from SmolLM2
 PORTION = 100  # pairs between two times that vectors are kept
 SHOWN = 8  # answers on the page, of each kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How the two models are trained: small, so that the whole costs about five minutes of one core."""
+    """How the two models are trained: small, so that the whole costs about seven minutes of one core."""
 
     pairs: int = 1154  # all of the sample: with 600 the reward model was no better than a coin
     shapes: tuple[tuple[int, int], ...] = ((0, 3), (0, 12), (64, 6))  # hidden units and epochs, to choose from
     members: int = 3  # reward models that speak together
     pessimism: float = 1.0  # their disagreement is taken off the reward
     heldout: float = 0.3  # of the pairs, for the reward model's own measure: a third calibrates, two thirds judge
-    steps: int = 6
+    steps: int = 10
     prompts: int = 6  # a step
     samples: int = 4  # a prompt
     tokens: int = 24  # of an answer: who declines does so at once
@@ -71,7 +72,7 @@ class Settings:
     top_p: float = 0.9
     learning_rate: float = 5e-4  # with a LoRA of rank 16
     beta: float = 0.05  # weight of KL(policy ‖ SmolLM2)
-    watch_every: int = 3  # steps
+    watch_every: int = 5  # steps
     seed: int = 0
 
 
@@ -250,7 +251,7 @@ class Outcome:
     @property
     def learning(self) -> list[tuple[str, ...]]:
         """Step by step: the reward of what was sampled, nats per decision away from SmolLM2, and the watched share."""
-        names = ("reward", "kl_reference", "sampled_entropy", HELDOUT)
+        names = ("reward", KL, "sampled_entropy", HELDOUT)
         told = [[f"{row[name]:.3f}" if name in row else "" for name in names] for row in self.run.metrics]
         return [(str(number), *each) for number, each in enumerate(told, start=1)]
 
@@ -294,7 +295,7 @@ class Outcome:
                 for name, found in self.measures.items()
             },
             "reward_model": self.report.to_json(),
-            "kl_reference": self.run.last("kl_reference"),
+            "kl_reference": self.run.last(KL),
             "learning": self.learning,
             "alarms": [breach.to_json() for breach in self.run.breaches],
             "stopped": self.run.stopped,
