@@ -151,6 +151,19 @@ def test_the_defaults_are_the_teachers_side_with_the_rest_and_each_decision_for_
     torch.testing.assert_close(slope, student[..., 0] - teacher[..., 0], rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rest_below_sixteen_units_is_rounding_and_above_it_probability(dtype: torch.dtype) -> None:
+    """The slope by what is left over is as steep as that is small, unless it is taken for no more than rounding."""
+    unit = torch.finfo(dtype).eps
+    slopes = []
+    for rest in (15.5 * unit, 16.5 * unit):
+        student = torch.full((1, 1, 1), math.log1p(-rest), dtype=dtype, requires_grad=True)
+        candidate_divergence(student, torch.full_like(student, math.log(0.5)).detach()).sum().backward()
+        assert student.grad is not None
+        slopes.append(abs(student.grad.item()))
+    assert slopes[0] < 1 < 1e4 < slopes[1]
+
+
 @pytest.mark.parametrize("decisions", [0, 1])
 def test_outputs_of_one_decision_and_of_none_have_their_gap_and_no_more(decisions: int) -> None:
     leaf = torch.full((2, decisions), -1.0, requires_grad=True)

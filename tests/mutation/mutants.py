@@ -108,6 +108,12 @@ def mutants_of(module: str, path: Path) -> list[Mutant]:
     return found
 
 
+def unchanged(module: str, path: Path) -> Mutant:
+    """The module as it is, which every test must take for the original."""
+    tree = ast.parse(path.read_text())
+    return Mutant(module, "", "nothing", tree, (("body", 0),), tree.body[0])
+
+
 def _places(tree: ast.Module) -> Iterator[tuple[str, Place]]:
     """Where something may be changed: function and place."""
     for number, statement in enumerate(tree.body):

@@ -28,7 +28,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 from equivalent import EQUIVALENT
 from hypothesis import Phase, settings
-from mutants import Mutant, mutants_of
+from mutants import Mutant, mutants_of, unchanged
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODULES = (
@@ -78,6 +78,9 @@ class Mutation:
         gc.freeze()  # a collection in a child would touch, and so copy, all that it shares
         gc.disable()
         started = time.monotonic()
+        for path, module in self.files.items():
+            if not self.failing and self._tried(unchanged(module, Path(path))) is not Verdict.SURVIVED:
+                self.failing = f"some test of {module}, run a second time,"
         for number, mutant in enumerate(self.mutants if not self.failing else (), start=1):
             self.verdicts[mutant.name] = verdict = self._tried(mutant)
             if verdict is Verdict.SURVIVED:
@@ -196,7 +199,7 @@ def main() -> int:
     options = ["-q", "--tb=native", "-p", "no:cacheprovider", "-p", "no:timeout", "-W", "ignore"]
     pytest.main([*options, *asked.tests], plugins=[mutation])
     if mutation.failing or len(mutation.verdicts) < len(mutants):
-        print(f"{mutation.failing or 'the tests'} cannot be run without any mutant; mend that first")
+        print(f"{mutation.failing or 'the tests'} cannot be run or fails without any mutant; mend that first")
         return 2
     return report(mutation, found, asked.modules)
 

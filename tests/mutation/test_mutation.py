@@ -94,7 +94,13 @@ def test_where_there_is_none_it_is_content_and_where_tests_fail_anyway_it_says_s
     status, printed = harness(tmp_path, HOLES + MENDED)
     assert (status, survivors(printed)) == (0, set()), printed
     status, printed = harness(tmp_path, HOLES + "\n\ndef test_wrong():\n    assert below(9)\n")
-    assert status == 2 and "test_wrong cannot be run without any mutant" in printed
+    assert status == 2 and "test_wrong cannot be run or fails without any mutant" in printed
+
+
+def test_a_test_that_passes_but_once_proves_nothing(tmp_path: Path) -> None:
+    once = "\n\ndef test_once(runs=[]):\n    assert below(1) and not runs\n    runs.append(1)\n"
+    status, printed = harness(tmp_path, HOLES + once)
+    assert status == 2 and "run a second time" in printed
 
 
 def test_every_kind_of_mistake_is_made(tmp_path: Path) -> None:
