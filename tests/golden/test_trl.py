@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from torch import Tensor
 
 from melior.losses.divergence import kl_k3
 from melior.masking import mean_decisions, padded
+from melior.policies.adapters import LoRA
 from melior.policies.base import CANDIDATE_IDS, Batch, Want, score_all
 from melior.policies.language import LanguagePolicy
 from melior.policies.reward_model import RewardModel
 from melior.trainers.distillation import CandidateDistillation, OnPolicyDistillation
+from melior.trainers.loop import FitConfig, fit
 from melior.trainers.pairs import paired
 from melior.trainers.preference import Dpo, Ipo, Orpo, Pairwise, SimPo
 from melior.trainers.prospect import Kto
@@ -502,6 +504,61 @@ def test_distillation_at_sampled_tokens(policies: Policies, precision: str) -> N
         policy,
         lambda: learnt(policy, step, OnPolicyDistillation()),
         value=lambda: (own * (own - told)).sum() / batch.mask.sum(),
+    )
+
+
+# ---------------------------------------------------------------------- a few steps of training
+
+
+@dataclass(frozen=True)
+class Same:
+    """One step, again and again."""
+
+    step: Step
+    total: None = None
+
+    def __call__(self, index: int) -> Step:
+        return self.step
+
+    def fingerprint(self) -> str:
+        return "same"
+
+
+@pytest.mark.parametrize("name", ["curve/sft", "curve/dpo of an adapter"])
+def test_curves(name: str, folders: Callable[[str], Path], precision: str) -> None:
+    """`fit` and TRL's training loop take the same way: loss and gradient norm of each step, and the weights behind it.
+
+    Both clip the gradient, decay matrices alone, and follow a cosine; DPO's reference is the model without its adapter.
+    """
+    adapter = LoRA(r=given.LORA["r"], alpha=given.LORA["lora_alpha"]) if name.endswith("adapter") else None
+    policy = LanguagePolicy.load(folders("policy"), dtype=NAMES[precision], device="cpu", adapter=adapter)
+    learnt = {key: each for key, each in policy.candidates() if each.requires_grad}
+    if adapter:
+        given.fill_adapter(learnt)
+        step, objective = Step(pairs(policy)), Dpo(beta=TRL["options"]["dpo"]["beta"])
+    else:
+        step, objective = Step(imitated(policy)), Supervised()
+    with given.precision(DTYPES[precision]):
+        run = fit(policy, Same(step), objective, same_settings(TRL["options"]["curve"]))
+    told, tolerance = TRL["cases"][name][precision], 10 * EXACT[precision]
+    assert [row["loss"] for row in run.metrics] == pytest.approx(told["loss"], rel=tolerance)
+    assert [row["grad_norm"] for row in run.metrics] == pytest.approx(told["norm"], rel=tolerance)
+    assert min(told["norm"]) > TRL["options"]["curve"]["max_grad_norm"]  # every step was clipped
+    if precision == "fp64":
+        assert given.weights(learnt) == pytest.approx(told["weights"], abs=tolerance)
+
+
+def same_settings(options: Mapping[str, Any]) -> FitConfig:
+    return FitConfig(
+        steps=options["max_steps"],
+        learning_rate=options["learning_rate"],
+        schedule=options["lr_scheduler_type"],
+        warmup=options["warmup_steps"],
+        betas=(options["adam_beta1"], options["adam_beta2"]),
+        epsilon=options["adam_epsilon"],
+        weight_decay=options["weight_decay"],
+        max_grad_norm=options["max_grad_norm"],
+        micro_batch=24,
     )
 
 

@@ -44,6 +44,16 @@ def model(name: str) -> Any:
     return found
 
 
+LORA = {"r": 2, "lora_alpha": 4}
+
+
+def fill_adapter(parameters: dict[str, Any]) -> None:
+    """A trained adapter's weights: a fresh one has half its matrices at zero, and then half its gradients."""
+    with torch.no_grad():
+        for place, (_, parameter) in enumerate(sorted(parameters.items())):
+            parameter.copy_((0.3 * drawn(parameter.shape, 800 + place)).float())
+
+
 def drawn(shape: Any, seed: int) -> torch.Tensor:
     """Standard normal numbers, fp64."""
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(tuple(shape)))
@@ -106,6 +116,12 @@ def gradient(parameters: dict[str, Any]) -> dict[str, Any]:
         "along": {name: float((slope * direction(slope)).sum()) for name, slope in slopes.items()},
         "model.norm.weight": slopes["model.norm.weight"].tolist(),
     }
+
+
+def weights(parameters: dict[str, Any]) -> list[float]:
+    """Each tensor's product with a fixed direction, in the order of names."""
+    found = [parameter.detach().double() for _, parameter in sorted(parameters.items())]
+    return [float((weight * direction(weight)).sum()) for weight in found]
 
 
 def direction(slope: torch.Tensor) -> torch.Tensor:
