@@ -23,7 +23,6 @@ from melior.trainers.rollouts import Rollouts
 from melior.trainers.supervised import Examples
 from melior.types import Demonstration, Record, Sampling, Score, Task
 
-SHOWN = 64  # words that demonstrations are taken from
 MOST = 10.0  # points that a slate counts at most in SFT: one purchase outweighs ten clicks, not more
 
 
@@ -35,6 +34,11 @@ class Rate:
     schedule: Schedule = "constant"
 
 
+def rated(**rates: float) -> dict[str, Rate]:
+    """Constant rates of stages; that of SFT falls along a cosine."""
+    return {stage: Rate(rate, "cosine" if stage == "sft" else "constant") for stage, rate in rates.items()}
+
+
 class Compared(Protocol):
     """What an arm learns, and how it is judged."""
 
@@ -42,7 +46,7 @@ class Compared(Protocol):
     unit: str  # of the values
     budget: int  # what every arm may spend, in steps of RL alone
     share: float  # of the budget that goes to demonstrations, where an arm has them and rewards
-    rates: dict[str, Rate]  # of the stages "sft", "rl" and "hybrid"
+    rates: dict[str, Rate]  # of the stages "sft", "rl", "then" (RL after SFT), "hybrid" and "turns"
     objective: Reinforcement
 
     def policy(self, seed: int) -> Any: ...
@@ -63,16 +67,14 @@ class BannerTask:
 
     name: str = "banner"
     unit: str = "expected points of a greedy slate"
-    budget: int = 20
+    budget: int = 80
     share: float = 0.3
     shop: int = 3
     impressions: int = 10_000
     fresh: int = 1_000  # visits that judge
     prompts: int = 64  # visits of a step, eight slates each
     sft_batch: int = 128
-    rates: dict[str, Rate] = field(
-        default_factory=lambda: {"sft": Rate(3e-3), "rl": Rate(3e-3), "hybrid": Rate(3e-3)},
-    )
+    rates: dict[str, Rate] = field(default_factory=lambda: rated(sft=3e-3, rl=3e-3, then=3e-3, hybrid=3e-3, turns=3e-3))
     objective: Reinforcement = field(default_factory=lambda: reinforcement(estimator="leave_one_out", length=5))
 
     @cached_property
@@ -125,32 +127,30 @@ class LettersTask:
     Rates were chosen with seed 100, see docs/experiments.md.
     """
 
-    folder: Path  # keeps the model that all arms begin with
+    folder: Path = field(repr=False)  # keeps the model that all arms begin with
     name: str = "letters"
     unit: str = "chance of the right answer"
-    budget: int = 40
+    budget: int = 100
     share: float = 0.3
     prompts: int = 8  # of a step, eight samples each
-    demonstrations: int = SHOWN
+    demonstrations: int = 64  # of as many tasks, others for every seed
     tasks: int = 1_000
     fresh: int = 500  # words that judge
     sft_batch: int = 16
-    rates: dict[str, Rate] = field(
-        default_factory=lambda: {"sft": Rate(1e-3, "cosine"), "rl": Rate(1e-3), "hybrid": Rate(1e-3)}
-    )
+    rates: dict[str, Rate] = field(default_factory=lambda: rated(sft=1e-3, rl=1e-3, then=1e-3, hybrid=1e-3, turns=1e-3))
     objective: Reinforcement = field(default_factory=lambda: reinforcement(length=LETTERS + 1))
 
     @cached_property
     def words(self) -> list[str]:
-        """All different: those that judge, those of tasks, those of demonstrations, then those of pre-training."""
-        return different_words(self.fresh + self.tasks + SHOWN + PRETRAINING, seed=0)
+        """All different: those that judge, those of tasks, then those of pre-training."""
+        return different_words(self.fresh + self.tasks + PRETRAINING, seed=0)
 
     def policy(self, seed: int) -> LanguagePolicy:
         return LanguagePolicy.load(pretrained(self.words[-PRETRAINING:], self.folder / "base"), dtype="float32")
 
     def examples(self, policy: Any, seed: int) -> Examples:
-        shown = self.words[self.fresh + self.tasks : -PRETRAINING]
-        rows = [Demonstration(word, sorted_word(word)) for word in shown[: self.demonstrations]]
+        shown = np.random.default_rng(seed).permutation(self.tasks)[: self.demonstrations] + self.fresh
+        rows = [Demonstration(self.words[place], sorted_word(self.words[place])) for place in shown.tolist()]
         return Examples(policy, rows, batch_size=self.sft_batch, seed=seed)
 
     def rollouts(self, policy: Any, seed: int) -> Rollouts:

@@ -1,7 +1,7 @@
 """SFT alone, RL alone, SFT then RL, both at once, and best-of-n with RL: at equal compute, which wins?
 
     python benchmarks/hybrids.py --folder runs/hybrids     # what is missing of all tasks, five arms and three seeds
-    python benchmarks/hybrids.py --tasks letters --folder runs/hybrids --arms "RL" "SFT then RL" --seeds 0
+    python benchmarks/hybrids.py --tasks letters --folder runs/hybrids --arms "RL" "SFT then RL" --seeds 3
 
 Compute is counted in floating-point operations of matrix products, of sampling, scoring and learning alike: seconds
 would depend on what else the machine does. Each kind of step has a price, the mean over some steps of a policy that has
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=sorted(TASKS))
     parser.add_argument("--folder", type=Path, default=Path("runs/hybrids"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])  # 0 to 2 judged other settings
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -88,15 +88,27 @@ def finished(task: Compared, folder: Path, arms: Sequence[str], seeds: Sequence[
     for seed in seeds:
         for arm in arms:
             path = folder / f"{ARMS.index(arm)}-{seed}.json"
-            if not path.exists():
+            if not kept(path, task):
                 found = run(task, arm, seed, prices)
-                write_file(path, json.dumps(found))
+                write_file(path, json.dumps({"settings": repr(task), **found}))
                 print(f"{task.name}: {arm}, seed {seed}: {found['mean']:.3f}, {found['cpu_s']:.0f} CPU-s", flush=True)
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("?-*.json"))]
+    results = [found for path in sorted(folder.glob("?-*.json")) if (found := kept(path, task))]
     if text := told(task, results, prices):
         write_file(folder.parent / f"hybrids-{task.name}.md", text)
         write_file(folder.parent / f"hybrids-{task.name}.svg", picture(task, results))
     return text
+
+
+def kept(path: Path, task: Compared) -> dict[str, Any]:
+    """What a file holds; empty if there is none.
+
+    Raises:
+        SystemExit: if it was made with other settings.
+    """
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if found and found["settings"] != repr(task):
+        sys.exit(f"{path} was made with other settings of {task.name}; give another --folder")
+    return found
 
 
 # ---------------------------------------------------------------------- arms
@@ -146,9 +158,9 @@ def stages(task: Compared, arm: str, plan: Plan, policy: Any, seed: int) -> list
             Part("rl", rollouts, task.objective, every=2),
             Part("best", BestOf(task.rollouts(policy, seed + OWN), contrast=True), supervised(), every=2, offset=1),
         )
-        found.append((*turns, config(task, "rl", steps["rl"] + steps["best"])))
+        found.append((*turns, config(task, "turns", steps["rl"] + steps["best"])))
     elif "rl" in steps:
-        found.append((rollouts, task.objective, config(task, "rl", steps["rl"])))
+        found.append((rollouts, task.objective, config(task, "then" if found else "rl", steps["rl"])))
     return found
 
 
@@ -188,8 +200,8 @@ def run(task: Compared, arm: str, seed: int, prices: Prices) -> dict[str, Any]:
 def priced(task: Compared, folder: Path) -> Prices:
     """What a step of each kind costs; counted once, on a policy that has seen some demonstrations."""
     path = folder / "prices.json"
-    if path.exists():
-        return dict(json.loads(path.read_text()))
+    if known := kept(path, task):
+        return dict(known["prices"])
     policy = task.policy(TUNING)
     examples, rollouts = task.examples(policy, TUNING), task.rollouts(policy, TUNING)
     kinds: dict[str, tuple[Steps, Objective]] = {
@@ -203,7 +215,7 @@ def priced(task: Compared, folder: Path) -> Prices:
         with FlopCounterMode(display=False) as counter:
             fit(policy, steps, objective, config(task, "sft", COUNTED), alarms=UNWATCHED)
         prices[kind] = counter.get_total_flops() / COUNTED / 1e6
-    write_file(path, json.dumps(prices))
+    write_file(path, json.dumps({"settings": repr(task), "prices": prices}))
     return prices
 
 
