@@ -52,7 +52,7 @@ class Settings:
 
     dialogs: int = 32  # that SmolLM2 goes on with
     n: int = 8  # answers to each
-    tokens: int = 24
+    tokens: int = 20
     temperature: float = 0.7  # at 1 so small a model hardly makes sense
     asked: float = 0.25  # of the openings: their dialogs are gone on with
     epochs: int = 12
