@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from melior.errors import StoreError
@@ -15,6 +16,20 @@ from melior.store import schema
 from melior.store.query import Rows, add, add_row, fetch, find, new_id, now, record_columns, score_columns
 from melior.store.rows import Decision, Feedback, Grade
 from melior.types import Record, Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What somebody says of a decision or an episode."""
+
+    metric: str
+    value: Any
+    decision_id: str | None = None
+    episode_id: str | None = None
+    source: str = ""
+    comment: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    feedback_id: str | None = None  # of whoever says it, so that it is kept once however often it is said
 
 
 class Log(Rows):
@@ -146,39 +161,79 @@ class Log(Rows):
         Raises:
             StoreError: if the id came with another body before, the decision is unknown, or nothing is named.
         """
-        if decision_id is None and episode_id is None:
-            raise StoreError("feedback named neither a decision nor an episode; give decision_id or episode_id")
-        row = Feedback(
-            id=feedback_id or new_id("fb"),
+        said = Said(
             metric=metric,
             value=value,
             decision_id=decision_id,
             episode_id=episode_id,
             source=source,
-            comment=schema.clean(comment),
-            tags=dict(tags or {}),
-            created=now(),
+            comment=comment,
+            tags=tags or {},
+            feedback_id=feedback_id,
         )
-        _body(row)  # refuses a value that is not JSON before anything is written
+        (result,) = self.add_feedbacks([said])
+        if isinstance(result, StoreError):
+            raise result
+        return result
+
+    def add_feedbacks(self, said: Sequence[Said]) -> list[Feedback | StoreError]:
+        """What was said, in order, made durable together; where one is refused, why, and the others are kept.
+
+        Raises:
+            StoreError: if the database refuses all of it.
+        """
+        rows = [_feedback(one) for one in said]
+        results: list[Feedback | StoreError] = []
         with self.database.write() as connection:
-            known = fetch(connection, Feedback, id=row.id)
-            if not known:
-                try:
-                    with connection.begin_nested():
-                        return add_row(connection, row)
-                except IntegrityError:  # PostgreSQL: somebody stored this id since we looked
-                    known = fetch(connection, Feedback, id=row.id)
-                    if not known:
-                        raise
-        if _body(known[0]) != _body(row):
-            raise StoreError(f"feedback {row.id!r} was given before with another body; use a new id")
-        return known[0]
+            for row in rows:
+                results.append(row if isinstance(row, StoreError) else _kept(connection, row))
+        return results
 
     def feedback(
         self, *, metric: str | None = None, decision_id: str | None = None, episode_id: str | None = None
     ) -> list[Feedback]:
         """What people and systems said."""
         return self._list(Feedback, metric=metric, decision_id=decision_id, episode_id=episode_id)
+
+
+def _feedback(said: Said) -> Feedback | StoreError:
+    """The row that would be kept, or why there can be none."""
+    if said.decision_id is None and said.episode_id is None:
+        return StoreError("feedback named neither a decision nor an episode; give decision_id or episode_id")
+    row = Feedback(
+        id=said.feedback_id or new_id("fb"),
+        metric=said.metric,
+        value=said.value,
+        decision_id=said.decision_id,
+        episode_id=said.episode_id,
+        source=said.source,
+        comment=schema.clean(said.comment),
+        tags=dict(said.tags),
+        created=now(),
+    )
+    try:
+        _body(row)
+    except StoreError as error:
+        return error
+    return row
+
+
+def _kept(connection: Connection, row: Feedback) -> Feedback | StoreError:
+    """The row as it is kept: this one, or the one that had its id before."""
+    known = fetch(connection, Feedback, id=row.id)
+    if not known:
+        try:
+            with connection.begin_nested():
+                return add_row(connection, row)
+        except StoreError as error:  # the decision is not there
+            return error
+        except IntegrityError:  # PostgreSQL: somebody stored this id since we looked
+            known = fetch(connection, Feedback, id=row.id)
+            if not known:
+                raise
+    if _body(known[0]) != _body(row):
+        return StoreError(f"feedback {row.id!r} was given before with another body; use a new id")
+    return known[0]
 
 
 def _body(row: Feedback) -> str:

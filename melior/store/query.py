@@ -77,7 +77,7 @@ def add(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]])
             wanted = sorted({row[column.name] for row in rows if row[column.name] is not None})
             missing = _missing(connection, key.column, wanted)
             if missing:
-                raise StoreError(
+                raise NotFound(
                     f"{len(missing)} of {len(wanted)} ids in {column.name} are not in {key.column.table.name}, "
                     f"the first is {missing[0]!r}; add it first"
                 )

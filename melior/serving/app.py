@@ -1,0 +1,75 @@
+"""the HTTP server, put together: guard, routes, errors, and what is done when it starts and stops"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request, Response
+
+from melior.serving import feedback, files, models
+from melior.serving.metrics import Counted
+from melior.serving.problems import Problem, tell_problems
+from melior.serving.security import Guard, check_routes, needs
+from melior.serving.service import Service
+
+ROUTERS = (files.router, feedback.router, models.router)
+
+
+def create_app(service: Service) -> FastAPI:
+    """The app of a service. Started and stopped with it: whatever works beside the requests.
+
+    Raises:
+        ConfigError: if a route says not what scope it needs.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            service.stop()
+
+    app = FastAPI(title="melior", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
+    app.state.service = service
+    for router in ROUTERS:
+        app.router.routes.extend(router.routes)  # as they are, so that `check_routes` sees every one
+    _watched(app)
+    tell_problems(app)
+    check_routes(app)
+    settings = service.settings
+    guard: Mapping[str, Any] = {
+        "store": service.store,
+        "hosts": settings.hosts,
+        "origins": settings.origins,
+        "limits": settings.limits,
+    }
+    app.add_middleware(Guard, **guard)
+    app.add_middleware(Counted, metrics=service.metrics)  # outermost: what the guard refuses is counted too
+    return app
+
+
+def _watched(app: FastAPI) -> None:
+    """Whether it lives, whether it takes requests, and what it counted."""
+
+    @app.get("/healthz", tags=["health"])
+    def alive() -> dict[str, str]:
+        """Whether the process answers at all."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["health"])
+    def ready(request: Request) -> dict[str, str]:
+        """Whether new requests should come here."""
+        service: Service = request.app.state.service
+        if service.draining.is_set():
+            raise Problem(503, "this server is stopping; ask another", retry=True)
+        service.store.runs(status="queued")  # the database answers
+        return {"status": "ok"}
+
+    @app.get("/metrics", tags=["health"], dependencies=[Depends(needs("read"))])
+    def metrics(request: Request) -> Response:
+        """What was counted, as Prometheus reads it."""
+        service: Service = request.app.state.service
+        return Response(service.metrics.exposition(), media_type=service.metrics.content_type)

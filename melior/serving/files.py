@@ -1,0 +1,150 @@
+"""/v1/files: what clients bring to learn from, and what jobs leave them
+
+Source: the OpenAI dialect; an upload is multipart, with the fields purpose, file and expires_after[…].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile
+from fastapi.responses import FileResponse
+
+from melior.durable import durable_file
+from melior.errors import CheckpointError, NotFound
+from melior.serving.problems import Problem
+from melior.serving.security import needs
+from melior.serving.service import Service
+from melior.serving.wire import MOST, Order, page, seconds
+from melior.store.query import new_id
+from melior.store.rows import File
+
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+CHUNK = 1 << 20  # bytes taken at a time
+SHORTEST, LONGEST = 3_600, 2_592_000  # seconds until a file expires, as OpenAI has it
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+
+@router.post("", dependencies=[Depends(needs("train"))])
+def upload(
+    request: Request,
+    file: UploadFile,
+    purpose: str = Form(),
+    anchor: str | None = Form(None, alias="expires_after[anchor]"),
+    expires: int | None = Form(None, alias="expires_after[seconds]"),
+) -> dict[str, Any]:
+    """A file, kept under an id of its own."""
+    if purpose not in get_args(Purpose):
+        known = ", ".join(get_args(Purpose))
+        raise Problem(400, f"purpose is {purpose!r}; it is one of {known}", param="purpose")
+    if expires is not None and (anchor not in (None, "created_at") or not SHORTEST <= expires <= LONGEST):
+        limits = f"a file expires from {SHORTEST:,} to {LONGEST:,} seconds after created_at"
+        raise Problem(400, limits, param="expires_after")
+    service: Service = request.app.state.service
+    name = new_id("file")
+    size, digest = _write(service.files, name, file)
+    if not size:
+        (service.files / name).unlink()
+        raise Problem(400, f"{file.filename or 'the file'} is empty; send what is in it", param="file")
+    gone = None if expires is None else _in(expires)
+    row = service.store.add_file(file.filename or name, purpose, size=size, sha256=digest, file_id=name, expires=gone)
+    return told(row)
+
+
+@router.get("", dependencies=[Depends(needs("read"))])
+def listed(
+    request: Request,
+    purpose: str | None = None,
+    after: str | None = None,
+    limit: int = Query(MOST, ge=1, le=MOST),
+    order: Order = "desc",
+) -> dict[str, Any]:
+    """The files there are."""
+    service: Service = request.app.state.service
+    rows = [row for row in service.store.files(purpose=purpose) if not expired(row)]
+    return page(rows, told, after=after, limit=limit, order=order)
+
+
+@router.get("/{file_id}", dependencies=[Depends(needs("read"))])
+def one(request: Request, file_id: str) -> dict[str, Any]:
+    """One file."""
+    return told(found(request.app.state.service, file_id))
+
+
+@router.get("/{file_id}/content", dependencies=[Depends(needs("read"))])
+def content(request: Request, file_id: str) -> FileResponse:
+    """Its bytes, as they came; never as a page that a browser would show."""
+    service: Service = request.app.state.service
+    row = found(service, file_id)
+    return FileResponse(place(service, row), media_type="application/octet-stream", filename=row.filename)
+
+
+@router.delete("/{file_id}", dependencies=[Depends(needs("train"))])
+def delete(request: Request, file_id: str) -> dict[str, Any]:
+    """The file, gone; what was learnt from it stays, and says from where."""
+    service: Service = request.app.state.service
+    row = found(service, file_id)
+    service.store.delete_file(row.id)
+    place(service, row).unlink(missing_ok=True)
+    return {"id": row.id, "object": "file", "deleted": True}
+
+
+def found(service: Service, file_id: str) -> File:
+    """A file that is there.
+
+    Raises:
+        NotFound: if there is none, or it has expired.
+    """
+    row = service.store.file(file_id)
+    if expired(row):
+        raise NotFound(f"file {file_id!r} has expired")
+    return row
+
+
+def expired(row: File) -> bool:
+    """Whether its time is over."""
+    return row.expires is not None and row.expires < _in(0)
+
+
+def place(service: Service, row: File) -> Path:
+    """Where its bytes are. The name is ours: what a client calls a file is never a path."""
+    return service.files / row.id
+
+
+def told(row: File) -> dict[str, Any]:
+    """A file as the dialect has it."""
+    return {
+        "id": row.id,
+        "object": "file",
+        "bytes": row.bytes,
+        "created_at": seconds(row.created),
+        "expires_at": None if row.expires is None else seconds(row.expires),
+        "filename": row.filename,
+        "purpose": row.purpose,
+        "status": row.status,
+        "status_details": row.details or None,
+    }
+
+
+def _write(folder: Path, name: str, file: UploadFile) -> tuple[int, str]:
+    """Bytes and sha256 of what was written, durably."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size, digest = 0, hashlib.sha256()
+    try:
+        with durable_file(folder / name) as target:
+            while chunk := file.file.read(CHUNK):
+                target.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+    except CheckpointError as error:
+        raise Problem(507, f"the file could not be kept, and nothing of it was: {error}") from error
+    return size, digest.hexdigest()
+
+
+def _in(seconds: int) -> str:
+    then = datetime.now(UTC) + timedelta(seconds=seconds)
+    return then.isoformat(timespec="microseconds").replace("+00:00", "Z")

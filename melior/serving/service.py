@@ -1,0 +1,58 @@
+"""what a server holds: the store, the folder of its files, the models it has loaded, and what it counts"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from melior.serving.metrics import Metrics
+from melior.serving.security import Limits
+from melior.serving.writer import Writer
+from melior.store import Store
+
+FILES, JOBS = "files", "jobs"  # folders within the data folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a server runs."""
+
+    data: Path  # files, jobs and models
+    database: str  # a URL or a path
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass
+class Service:
+    """One server's state. Endpoints get it from `request.app.state.service`."""
+
+    settings: Settings
+    store: Store
+    metrics: Metrics = field(default_factory=Metrics)
+    draining: threading.Event = field(default_factory=threading.Event)  # set: answer what is asked, take nothing new
+    writer: Writer = field(init=False)  # of feedback
+
+    def __post_init__(self) -> None:
+        self.writer = Writer(self.store)
+
+    def start(self) -> None:
+        """Begins what works beside the requests."""
+        self.writer.start()
+
+    def stop(self) -> None:
+        """Ends it; what was acknowledged is written."""
+        self.draining.set()
+        self.writer.stop()
+
+    @property
+    def files(self) -> Path:
+        """Where the bytes of files are, each under its id."""
+        return self.settings.data / FILES
+
+    @property
+    def jobs(self) -> Path:
+        """Where jobs have their folders, each under its id."""
+        return self.settings.data / JOBS

@@ -1,0 +1,49 @@
+"""objects of the OpenAI dialect: times, lists and pages"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+
+from melior.errors import NotFound
+
+T = TypeVar("T")
+Order = Literal["asc", "desc"]
+MOST = 10_000  # objects of a page, as OpenAI has it for files
+
+
+def seconds(time: str) -> int:
+    """A time of the store as Unix seconds."""
+    return int(datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp())
+
+
+def page(
+    rows: Sequence[T],
+    tell: Callable[[T], dict[str, Any]],
+    *,
+    after: str | None = None,
+    limit: int = 20,
+    order: Order = "desc",
+    name: Callable[[T], str] = lambda row: row.id,  # type: ignore[attr-defined]
+) -> dict[str, Any]:
+    """One page of a list. `rows` come the oldest first; `after` is the id that the page before ended with.
+
+    Raises:
+        NotFound: if `after` is in no page.
+    """
+    ordered = list(rows) if order == "asc" else list(reversed(rows))
+    start = 0
+    if after is not None:
+        places = {name(row): place for place, row in enumerate(ordered)}
+        if after not in places:
+            raise NotFound(f"there is no {after!r} in this list to go on after")
+        start = places[after] + 1
+    shown = [tell(row) for row in ordered[start : start + limit]]
+    return {
+        "object": "list",
+        "data": shown,
+        "has_more": len(ordered) > start + limit,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+    }

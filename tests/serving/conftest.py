@@ -1,0 +1,5 @@
+"""servers for tests"""
+
+from live import live, server
+
+__all__ = ["live", "server"]
