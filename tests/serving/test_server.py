@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -326,4 +325,4 @@ def test_a_server_that_stops_says_so(server: Live) -> None:
 def test_the_schema_names_every_route(server: Live) -> None:
     with server.http() as client:
         told = client.get("/v1/openapi.json").json()
-    assert {path for _, path, _ in routes(server)} == set(told["paths"]) and json.dumps(told)
+    assert {path.replace(":path", "") for _, path, _ in routes(server)} == set(told["paths"])
