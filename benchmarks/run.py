@@ -1,6 +1,6 @@
 """melior beside TRL 1.16: SFT, DPO, a reward model and GRPO, interleaved, written to results.json and results.md
 
-    python benchmarks/run.py                 three rounds, about an hour on two cores
+    python benchmarks/run.py                 three rounds, about two hours on two cores
     python benchmarks/run.py --rounds 1 --sft-steps 4 --quick
     python benchmarks/run.py --jobs dpo reward --rounds 1 --pair-steps 1 --quick      prints, writes nothing
     python benchmarks/run.py --jobs dpo reward --curves-only                         losses of 8 steps, no times
