@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def preferred(folder: Path, seed: int) -> Run:
     answers = [(row, str(sum(map(int, row.inputs[:-1].split("+"))))) for row in noisy_answers(seed + 1000, 12)]
     pairs = [Preference(row.inputs, answer, row.output) for row, answer in answers if row.output != answer]
     draw.shuffle(pairs)
-    steps = Pairs(policy, pairs, batch_size=8, epochs=1, seed=seed)
+    steps = Pairs(policy, pairs, batch_size=8, epochs=1, seed=seed, reference=start(folder, seed))
     return fit(
         policy, steps, dpo(), FitConfig(folder=folder / f"dpo-{seed}", learning_rate=1e-3, steps=min(40, steps.total))
     )
@@ -205,19 +206,36 @@ def sold(folder: Path, seed: int) -> Run:
     return fit(policy, steps, reinforcement(estimator="leave_one_out", length=5), config)
 
 
-HONEST: Mapping[str, tuple[Callable[[Path, int], Run], int]] = {  # name → the run, and how many seeds
-    "demonstrations (text)": (taught, 5),
-    "rewards (text)": (lambda folder, seed: practised(folder, seed, right), 5),
-    "rewards for longer answers (text)": (lambda folder, seed: practised(folder, seed, careful, alarms=UNHELD), 4),
-    "pairs (text)": (preferred, 3),
-    "labels (classifier)": (lambda folder, seed: diagnosed(folder, seed, rewards=False), 3),
-    "rewards (classifier)": (lambda folder, seed: diagnosed(folder, seed, rewards=True), 3),
-    "rewards (slates)": (sold, 2),
+@dataclass(frozen=True)
+class Family:
+    """Runs that differ by their seed."""
+
+    run: Callable[[Path, int], Run]
+    seeds: int
+    learns: str  # the metric that says how well
+
+
+def honest(folder: Path, seed: int) -> Run:
+    return practised(folder, seed, right)
+
+
+def longer(folder: Path, seed: int) -> Run:
+    return practised(folder, seed, careful, alarms=UNHELD)
+
+
+HONEST: Mapping[str, Family] = {
+    "demonstrations (text)": Family(taught, 5, "loss"),
+    "rewards (text)": Family(honest, 5, NAME),
+    "rewards for longer answers (text)": Family(longer, 4, "reward"),
+    "pairs (text)": Family(preferred, 3, "loss"),
+    "labels (classifier)": Family(partial(diagnosed, rewards=False), 3, "loss"),
+    "rewards (classifier)": Family(partial(diagnosed, rewards=True), 3, "reward"),
+    "rewards (slates)": Family(sold, 2, "reward"),
 }
-GAMED: Mapping[str, tuple[Callable[[Path, int], Run], int]] = {
-    "a judge that likes detail": (lambda folder, seed: practised(folder, seed, detail), 4),
-    "a judge that likes a word": (lambda folder, seed: practised(folder, seed, phrase), 4),
-    "a judge that counts a word": (lambda folder, seed: practised(folder, seed, praise), 4),
-    "detail, nothing held out": (lambda folder, seed: practised(folder, seed, detail, alarms=UNHELD), 2),
-    "a counted word, nothing held out": (lambda folder, seed: practised(folder, seed, praise, alarms=UNHELD), 2),
+GAMED: Mapping[str, Family] = {
+    "a judge that likes detail": Family(partial(practised, pays=detail), 4, "reward"),
+    "a judge that likes a word": Family(partial(practised, pays=phrase), 4, "reward"),
+    "a judge that counts a word": Family(partial(practised, pays=praise), 4, "reward"),
+    "detail, nothing held out": Family(partial(practised, pays=detail, alarms=UNHELD), 2, "reward"),
+    "a counted word, nothing held out": Family(partial(practised, pays=praise, alarms=UNHELD), 2, "reward"),
 }

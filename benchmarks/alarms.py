@@ -1,6 +1,7 @@
 """how often alarms ring: in honest runs that learn well, and in runs whose reward can be gamed
 
     python benchmarks/alarms.py --folder runs/alarms           # about two minutes; goes on where it was stopped
+    python benchmarks/alarms.py --folder runs/new --first 100  # the same with seeds that nobody has looked at
     python benchmarks/alarms.py --replay runs/first runs/more  # what would ring over the metrics that runs have kept
 
 The folder gets `alarms.json`, and the folder of every run with its report.
@@ -17,7 +18,7 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from alarm_runs import GAMED, HONEST, NAME
+from alarm_runs import GAMED, HONEST
 
 from melior.statistics import wilson
 from melior.trainers.alarms import NAMES, Alarms, Watch
@@ -31,6 +32,8 @@ def main() -> None:
     """Runs what is not there yet, and prints both tables."""
     parser = argparse.ArgumentParser(description="Count how often alarms ring in honest and in gamed runs")
     parser.add_argument("--folder", type=Path, default=Path("runs/alarms"))
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--times", type=int, default=1, help="how many times the usual number of seeds")
     parser.add_argument("--replay", type=Path, nargs="+", help="folders of runs, whose metrics are looked at instead")
     told = parser.parse_args()
     torch.set_num_threads(1)
@@ -38,27 +41,27 @@ def main() -> None:
         for folder in told.replay:
             print(f"{folder}: {replayed(folder)}")
         return
-    print(tables(counted(told.folder)))
+    print(tables(counted(told.folder, told.first, told.times)))
 
 
-def counted(folder: Path) -> list[Row]:
+def counted(folder: Path, first: int = 0, times: int = 1) -> list[Row]:
     """A row per run, those kept in `alarms.json` first."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "alarms.json"
     rows: list[Row] = json.loads(file.read_text()) if file.is_file() else []
     known = {(row["name"], row["seed"]) for row in rows}
     for honest, family in ((True, HONEST), (False, GAMED)):
-        for name, (run, seeds) in family.items():
-            for seed in range(seeds):
+        for name, runs in family.items():
+            for seed in range(first, first + times * runs.seeds):
                 if (name, seed) not in known:
-                    rows.append({"name": name, "seed": seed, "honest": honest, **told_of(run(folder, seed))})
+                    told = told_of(runs.run(folder, seed), runs.learns)
+                    rows.append({"name": name, "seed": seed, "honest": honest, **told})
                     file.write_text(json.dumps(rows, indent=1))
     return rows
 
 
-def told_of(run: Run) -> Row:
+def told_of(run: Run, shown: str) -> Row:
     """What rang in a run, and what it learnt."""
-    shown = next(name for name in (NAME, "reward", "loss") if any(name in row for row in run.metrics))
     values = [row[shown] for row in run.metrics if math.isfinite(row.get(shown, math.nan))]
     stops = next((breach.alarm for breach in run.breaches if breach.stops), "")
     return {

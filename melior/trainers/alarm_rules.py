@@ -44,6 +44,7 @@ class Rule(Protocol):
 
     together: ClassVar[bool]  # it compares several metrics, which are not looked at one by one
     least: ClassVar[int]  # metrics it then needs
+    gaps: ClassVar[bool]  # it speaks of a step that has only some of them, too
 
     def __call__(self, watched: Watched, readings: Readings) -> Value | None: ...
 
@@ -57,6 +58,7 @@ class Recent:
 
     together: ClassVar[bool] = False
     least: ClassVar[int] = 1
+    gaps: ClassVar[bool] = False
     window: int = WINDOW
     share: bool = False
     centre: float | None = None
@@ -78,6 +80,7 @@ class Growth:
 
     together: ClassVar[bool] = False
     least: ClassVar[int] = 1
+    gaps: ClassVar[bool] = False
 
     def __call__(self, watched: Watched, readings: Readings) -> Value | None:
         series = readings[watched.names[0]]
@@ -96,6 +99,7 @@ class Jump:
 
     together: ClassVar[bool] = False
     least: ClassVar[int] = 1
+    gaps: ClassVar[bool] = False
     last: int = 5
     before: int = 50
     enough: int = 20  # readings before the last few
@@ -113,19 +117,26 @@ class Jump:
 
 @dataclass(frozen=True)
 class LengthAsReward:
-    """How reward and length correlate; 0 while outputs have not grown by `grown`."""
+    """How reward and length correlate, over the last steps; 0 while outputs have not grown by `grown`.
+
+    Where all outputs of a group are cut at one length there is no correlation: a policy that has got there is held to
+    what was seen on its way.
+    """
 
     together: ClassVar[bool] = True
     least: ClassVar[int] = 2
+    gaps: ClassVar[bool] = True
     grown: float = 1.5  # times the start
+    known: int = 3  # steps of the window that have a correlation, each of a whole step's outputs
 
     def __call__(self, watched: Watched, readings: Readings) -> Value | None:
         correlations, lengths = (readings[name] for name in watched.names)  # sorted: length_…, mean_…
-        if len(correlations) < WINDOW or len(lengths) < START + WINDOW:
+        since = lengths[-1][0] - WINDOW
+        found = [value for step, value in correlations[-WINDOW:] if step > since]
+        if len(found) < self.known or len(lengths) < START + WINDOW:
             return None
         start, recent = _start(lengths), median(_values(lengths, WINDOW))
-        value = _mean(_values(correlations, WINDOW)) if recent >= self.grown * start else 0.0
-        return Value(value, {"start": start, "recent": recent})
+        return Value(_mean(found) if recent >= self.grown * start else 0.0, {"start": start, "recent": recent})
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,7 @@ class Contrasts:
 
     together: ClassVar[bool] = True
     least: ClassVar[int] = 2
+    gaps: ClassVar[bool] = False
 
     def __call__(self, watched: Watched, readings: Readings) -> Value | None:
         risen, fallen = {}, {}
@@ -164,6 +176,7 @@ class Dominance:
 
     together: ClassVar[bool] = True
     least: ClassVar[int] = 2
+    gaps: ClassVar[bool] = False
     grown: float = 0.2
 
     def __call__(self, watched: Watched, readings: Readings) -> Value | None:
@@ -183,6 +196,7 @@ class Parting:
 
     together: ClassVar[bool] = True
     least: ClassVar[int] = 2
+    gaps: ClassVar[bool] = False
 
     def __call__(self, watched: Watched, readings: Readings) -> Value | None:
         """The reward is read as its mean over the steps since the evaluation before."""

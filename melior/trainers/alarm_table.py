@@ -147,7 +147,7 @@ ALARMS: Sequence[Alarm] = (
         warn=0.8,
         watches="share of groups whose rewards are all equal",
         told="{value:.0%} of groups have equal rewards and teach nothing (limit {limit:.0%})",
-        remedy="take other tasks, more samples of each, or resample",
+        remedy="take other tasks, more samples of each, or resample; stop if the task is learnt",
         source="Yu et al. 2025, arXiv:2503.14476, §3.2 (why they teach nothing); limit: own judgement",
     ),
     Alarm(

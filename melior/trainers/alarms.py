@@ -151,8 +151,9 @@ class Watch:
         self, alarm: Alarm, warn: float | None, stop: float | None, row: Mapping[str, float], step: int
     ) -> Iterator[Breach]:
         for watched in self._series(alarm):
-            if not all(name in row for name in watched.names):
-                continue  # nothing new, or not all of it
+            new = [name in row for name in watched.names]
+            if not any(new) or not (alarm.rule.gaps or all(new)):
+                continue
             found = alarm.rule(watched, self.readings)
             if found is None:
                 continue

@@ -132,6 +132,32 @@ def test_one_wild_reading_rings_nothing() -> None:
             assert not heard(rows), metric
 
 
+@pytest.mark.parametrize(("until", "stops"), [(62, False), (66, True), (200, True)])
+def test_outputs_all_cut_at_one_length_are_held_to_what_was_seen_on_the_way(until: int, stops: bool) -> None:
+    """From step 60 on length pays, and from `until` on every output is as long as may be: no correlation is left."""
+    rows = clean(7)
+    for step, row in enumerate(rows):
+        if step >= 60:
+            row |= {"completions/mean_length": 90.0, "completions/length_correlation": 0.95}
+        if step >= until:
+            del row["completions/length_correlation"]
+    for row in rows[50:60]:
+        del row["completions/length_correlation"]
+    found = [breach for breach in heard(rows) if breach.alarm == "length_as_reward"]
+    assert any(breach.stops for breach in found) == stops
+
+
+def test_a_correlation_of_long_ago_is_not_held_against_a_run() -> None:
+    rows = clean(7)
+    for step, row in enumerate(rows):
+        row["completions/length_correlation"] = 0.95
+        if step >= 60:
+            del row["completions/length_correlation"]
+        if step >= 80:
+            row["completions/mean_length"] = 90.0
+    assert not any(breach.alarm == "length_as_reward" for breach in heard(rows))
+
+
 def test_what_rang_rings_again_only_after_calm() -> None:
     rows = clean(5)
     for step, row in enumerate(rows):
