@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from refusals import refused
+from vectors import read_texts, texts
 
 from melior.data.conversations import conversation
 from melior.data.formats import read_examples
@@ -33,8 +33,6 @@ from melior.policies.adapters import LoRA
 from melior.policies.language import LanguagePolicy
 from melior.policies.reward_ensemble import RewardEnsemble, load_rewards
 from melior.policies.reward_model import Reward, RewardModel, sides
-from melior.policies.reward_texts import PairedTexts, TextReader
-from melior.policies.texts import Texts
 from melior.reports.document import Part, listed, paragraph, write_document
 from melior.reports.plots import table
 from melior.reports.reward_model import reward_section
@@ -51,7 +49,6 @@ PROMPTS = Path(__file__).parent / "data" / "safety_prompts.json"
 MODEL = "smollm2-135m-instruct"
 HELDOUT = "watched"  # the metric of the watched prompts: the share that is answered as it should be
 KL = "policy/kl_reference"  # metric of the run: nats per token from SmolLM2
-PORTION = 100  # pairs between two times that vectors are kept
 SHOWN = 8  # answers on the page, of each kind
 
 
@@ -115,27 +112,6 @@ def taught_reward(
         model.save(folder)
     model = load_rewards(folder)
     return model, reward_report(model, judging)
-
-
-def texts(hidden: int) -> PairedTexts:
-    """How a request and an answer are read: MiniLM's vectors, and a hidden layer where there is one."""
-    return PairedTexts(hidden=hidden, dropout=0.3, text=Texts(max_length=128))
-
-
-def read_texts(rows: Sequence[Preference], path: Path) -> None:
-    """Lets MiniLM read every text once, but for those in the file, which `reward_models.py hh` writes as well."""
-    reader = TextReader.make(texts(0))
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as kept:
-            reader.vectors.update(zip(kept["keys"].tolist(), torch.from_numpy(kept["vectors"]), strict=True))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(rows), PORTION):
-        before = len(reader.vectors)
-        reader.read(sides(rows[start : start + PORTION]))
-        if len(reader.vectors) > before:
-            vectors = torch.stack(list(reader.vectors.values())).numpy()
-            np.savez(path, keys=np.array(list(reader.vectors)), vectors=vectors)
-            print(f"MiniLM has read {min(start + PORTION, len(rows))} of {len(rows)} pairs", flush=True)
 
 
 def chosen_shape(rows: Sequence[Preference], settings: Settings) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from vectors import read_texts, texts
 
 from melior.data.formats import canonical, read_examples
 from melior.data.splits import split
@@ -28,8 +29,6 @@ from melior.durable import write_file
 from melior.evaluation.reward_model import RewardReport, reward_report
 from melior.policies.language import LanguagePolicy
 from melior.policies.reward_model import Reward, RewardModel
-from melior.policies.reward_texts import PairedTexts
-from melior.policies.texts import Texts
 from melior.reports.document import Part, listed, paragraph, write_document
 from melior.reports.plots import band_chart, table
 from melior.reports.reward_model import reward_section
@@ -48,7 +47,7 @@ SHOWN = 10  # dialogs on the page
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Small, so that the whole costs about four minutes of one core."""
+    """Small, so that the whole costs about three minutes of one core."""
 
     dialogs: int = 32  # that SmolLM2 goes on with
     n: int = 8  # answers to each
@@ -90,9 +89,8 @@ class Rows:
 
 
 def taught(rows: Sequence[Rated], seed: int, settings: Settings) -> RewardModel:
-    """A reward model of answers to what was said last: MiniLM's vectors, and the odds that people call it good."""
-    texts = PairedTexts(dropout=0.3, messages=1, text=Texts(max_length=64))
-    model = RewardModel.make(Reward(inputs="text", text=texts), rows, seed=seed)
+    """A reward model of answers: MiniLM's vectors, and the log-odds that people call them good."""
+    model = RewardModel.make(Reward(inputs="text", text=texts()), rows, seed=seed)
     steps = Ratings(model, rows, batch_size=64, epochs=settings.epochs, seed=seed)
     fit(model, steps, logistic(), FitConfig(learning_rate=settings.learning_rate, weight_decay=0.01))
     return model
@@ -170,7 +168,7 @@ class Outcome:
             "Both judges read MiniLM's vectors of the same kind of rows, so they may err alike: the gold flatters.",
             "86 % of the rated answers were called good, and all were written by people or a large model; those of "
             "SmolLM2 are of another kind, about which neither judge learnt anything.",
-            "Both read the last message alone: whether an order is taken down rightly, they cannot know.",
+            "Both read the end of a dialog as one vector: whether an order was taken down rightly, they hardly know.",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -248,6 +246,7 @@ def main() -> None:
     rows = Rows.read(settings)
     if given.quick:
         rows = Rows(rows.proxy[:60], rows.gold[:60], rows.asked)
+    read_texts([*rows.proxy, *rows.gold], given.out / "vectors.npz")
     models = {
         "proxy": taught(rows.proxy, settings.seed, settings),
         "gold": taught(rows.gold, settings.seed + 1, settings),
