@@ -8,8 +8,9 @@ relation. In fp64 they agree to 1e-9.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,12 @@ from melior.trainers.pairs import paired
 from melior.trainers.preference import Dpo, Ipo, Orpo, Pairwise, SimPo
 from melior.trainers.prospect import Kto
 from melior.trainers.references import CONTENT, References, contents_of
-from melior.trainers.reinforcement import Reinforcement, reinforcement
+from melior.trainers.reinforcement import METHODS, Reinforcement, reinforcement
 from melior.trainers.reward_model import BradleyTerry
 from melior.trainers.steps import Objective, Step
 from melior.trainers.supervised import Supervised
 from melior.trainers.teachers import TEACHER_CANDIDATES, TEACHER_LOG_PROBS, candidates_of
-from melior.types import Record, Sampling
+from melior.types import Preference, Record, Sampling
 
 TRL: Mapping[str, Any] = json.loads((Path(__file__).parent / "trl.json").read_text())
 EXACT = {"fp64": 1e-9, "fp32": 2e-6}  # relative: of the loss to what is added up in it, of gradients to their norm
@@ -570,3 +571,12 @@ def test_no_case_is_left_out() -> None:
     read = Path(__file__).read_text()
     assert all(f'"{name}"' in read for name in TRL["cases"])
     assert TRL["versions"]["trl"].startswith("1.16.")
+
+
+def test_the_page_for_people_who_come_from_trl_names_settings_that_there_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "from-trl.md").read_text()
+    ours = "".join(row.split("|")[2] for row in page.split("\n## ")[1].splitlines() if row.startswith("|"))
+    kinds = (Supervised, Dpo, Ipo, SimPo, Kto, BradleyTerry, Reinforcement, CandidateDistillation, Preference)
+    known = {field.name for kind in kinds for field in fields(kind)}
+    assert set(re.findall(r"(\w+)=", ours)) <= known
+    assert set(re.findall(r'reinforcement\("(\w+)"', ours)) <= METHODS.keys()
