@@ -236,10 +236,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/service"), help="folder for models, summary and page")
     parser.add_argument("--model", default=MODEL, help="name or folder of the language model")
+    parser.add_argument("--dialogs", type=int, default=Settings.dialogs, help="how many are gone on with")
+    parser.add_argument("--n", type=int, default=Settings.n, help="answers to each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few rows and answers: whether it runs")
     given = parser.parse_args()
-    settings = Settings(seed=given.seed)
+    settings = Settings(dialogs=given.dialogs, n=given.n, seed=given.seed)
     if given.quick:
         settings = Settings(dialogs=3, n=4, tokens=6, epochs=1, seed=given.seed)
     start = time.monotonic()
