@@ -12,7 +12,9 @@ from typing import Any
 from melior.cycles.recipe import GROUP
 from melior.errors import ConfigError
 
+METHODS = {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}  # the dialect's types → ours
 SUPERVISED = ("n_epochs", "batch_size", "learning_rate_multiplier")
+PREFERENCES = (*SUPERVISED, "beta")
 REINFORCEMENT = (*SUPERVISED, "eval_interval", "eval_samples", "compute_multiplier", "reasoning_effort")
 LEAST_GROUP, MOST_GROUP = 2, 64  # outputs of a prompt, however much compute is asked for
 
@@ -28,30 +30,33 @@ def sections_of(method: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         ConfigError: for a method or a hyperparameter that there is not, or a value that cannot be kept.
     """
     kind = method.get("type")
-    if kind not in ("supervised", "reinforcement"):
-        raise ConfigError(f"method.type is {kind!r}; supervised and reinforcement can be trained")
-    known = SUPERVISED if kind == "supervised" else REINFORCEMENT
+    if kind not in METHODS:
+        raise ConfigError(f"method.type is {kind!r}; supervised, dpo and reinforcement can be trained")
+    known = {"supervised": SUPERVISED, "dpo": PREFERENCES, "reinforcement": REINFORCEMENT}[kind]
     asked = {k: v for k, v in ((method.get(kind) or {}).get("hyperparameters") or {}).items() if v is not None}
     if odd := sorted(set(asked) - set(known)):
         raise ConfigError(f"{odd[0]!r} is no hyperparameter of {kind}; there are {', '.join(known)}")
     found: dict[str, dict[str, Any]] = {}
-    rewarded = kind == "reinforcement"
     for name, value in asked.items():
-        for section, key, made in _placed(name, value, rewarded):
+        for section, key, made in _placed(name, value, METHODS[kind]):
             found.setdefault(section, {})[key] = made
     return found
 
 
-def _placed(name: str, value: Any, rewarded: bool) -> list[tuple[str, str, Any]]:
+def _placed(name: str, value: Any, method: str) -> list[tuple[str, str, Any]]:
     """Where one hyperparameter goes."""
     automatic = value == "auto"
+    if method == "dpo" and automatic and name != "learning_rate_multiplier":
+        return []  # the method's own defaults
+    if name == "beta":
+        return [("dpo", "beta", _number(name, value))]
     if name == "learning_rate_multiplier":
         return [
             ("fit", "learning_rate", "auto"),
             *([] if automatic else [("fit", "rate_multiplier", _number(name, value))]),
         ]
-    if name in ("n_epochs", "batch_size") and not rewarded:
-        return [("sft", "epochs" if name == "n_epochs" else "batch_size", value)]
+    if name in ("n_epochs", "batch_size") and method != "rft":
+        return [(method, "epochs" if name == "n_epochs" else "batch_size", value)]
     if name == "n_epochs" and value not in ("auto", 1):
         raise ConfigError(f'n_epochs is {value!r}, but reinforcement sees every task once; write 1 or "auto"')
     if automatic or name in ("n_epochs", "reasoning_effort"):

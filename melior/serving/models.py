@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from melior.errors import NotFound, StoreError
+from melior.policies.weights import KNOWN
 from melior.registry import Registry
 from melior.serving.security import needs
 from melior.serving.service import Service
@@ -43,10 +44,25 @@ def version_of(service: Service, model: str) -> Version:
     Raises:
         NotFound: if there is none.
     """
+    name = model
+    if model.startswith("ft:"):  # what a job made
+        made = service.store.job(model.rpartition(":")[2]).result.get("version_id")
+        name = str(made) if made else model
     try:
-        return Registry(service.store).get(model)
+        return Registry(service.store).get(name)
     except StoreError as error:
         raise NotFound(f"there is no model {model!r} here: {error}") from error
+
+
+def reference_of(service: Service, model: str) -> str:
+    """What a client's name for a model is to a recipe: a version, or the name of one that `melior pull` knows.
+
+    Clients name models and never folders: a path would be read with our rights.
+
+    Raises:
+        NotFound: if there is none.
+    """
+    return model if model in KNOWN else version_of(service, model).id
 
 
 def told(name: str, version: Version) -> dict[str, Any]:

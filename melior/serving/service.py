@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from melior.jobs.worker import Worker
 from melior.serving.metrics import Metrics
 from melior.serving.security import Limits
 from melior.serving.writer import Writer
@@ -23,6 +24,7 @@ class Settings:
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
+    work: bool = True  # whether jobs are done here too; other workers may share the database
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     draining: threading.Event = field(default_factory=threading.Event)  # set: answer what is asked, take nothing new
     writer: Writer = field(init=False)  # of feedback
+    worker: threading.Thread | None = None
 
     def __post_init__(self) -> None:
         self.writer = Writer(self.store)
@@ -41,11 +44,17 @@ class Service:
     def start(self) -> None:
         """Begins what works beside the requests."""
         self.writer.start()
+        if self.settings.work:
+            worker = Worker(self.store, self.settings.database)
+            self.worker = threading.Thread(target=worker.work, args=(self.draining,), name="worker")
+            self.worker.start()
 
     def stop(self) -> None:
-        """Ends it; what was acknowledged is written."""
+        """Ends it; what was acknowledged is written, and a job half done is given back."""
         self.draining.set()
         self.writer.stop()
+        if self.worker is not None:
+            self.worker.join()
 
     @property
     def files(self) -> Path:

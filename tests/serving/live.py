@@ -70,7 +70,9 @@ def live(tmp_path: Path) -> Iterator[Callable[..., Live]]:
             database = f"sqlite:///{tmp_path / 'melior.db'}"
             store = stack.enter_context(Store.open(database))
             first_key(store, TOKEN)
-            asked = Settings(data=tmp_path / "data", database=database, limits=limits or Limits(), **settings)
+            asked = Settings(
+                data=tmp_path / "data", database=database, limits=limits or Limits(), **{"work": False, **settings}
+            )
             return stack.enter_context(serving(Service(asked, store)))
 
         yield make
