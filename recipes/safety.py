@@ -27,6 +27,7 @@ from melior.data.conversations import conversation
 from melior.data.formats import read_examples
 from melior.data.splits import split
 from melior.durable import write_file
+from melior.errors import DataError
 from melior.evaluation.calibration import calibrate
 from melior.evaluation.reward_model import RewardReport, reward_report
 from melior.policies.adapters import LoRA
@@ -38,7 +39,8 @@ from melior.reports.plots import table
 from melior.reports.reward_model import reward_section
 from melior.rewards.workers import GraderPool
 from melior.statistics import Interval, mean_interval
-from melior.trainers.alarms import Alarms
+from melior.trainers.alarms import Alarms, Breach
+from melior.trainers.checkpoints import newest_checkpoint
 from melior.trainers.loop import FitConfig, Metrics, Run, fit
 from melior.trainers.reinforcement import reinforcement
 from melior.trainers.reward_model import Comparisons, bradley_terry
@@ -185,6 +187,22 @@ def learnt(
         return fit(policy, steps, objective, config, evaluation=watch, on_step=progress, alarms=Alarms(heldout=HELDOUT))
 
 
+def so_far(policy: LanguagePolicy, folder: Path) -> Run:
+    """The run as it stands, with its newest weights in the policy: nothing more is learnt.
+
+    Raises:
+        DataError: if it has not kept a step yet.
+    """
+    kept = newest_checkpoint(folder / "checkpoints")
+    if kept is None:
+        raise DataError(f"{folder} holds 0 steps of a run; leave --so-far out, so that it begins")
+    policy.load_state(kept.tensors)
+    breaches = [Breach.from_json(fields) for fields in kept.progress.get("breaches", ())]
+    return Run(
+        folder, kept.progress["metrics"], kept.step, stopped=f"judged after {kept.step} steps", breaches=breaches
+    )
+
+
 # ---------------------------------------------------------------------- what is told
 
 
@@ -314,6 +332,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--model", default=MODEL, help="name or folder of the language model")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--so-far", action="store_true", help="judge what a stopped run has learnt, and learn no more")
     parser.add_argument("--quick", action="store_true", help="few rows and steps: whether it runs, not what it does")
     given = parser.parse_args()
     settings = Settings(steps=given.steps, seed=given.seed)
@@ -333,7 +352,10 @@ def main() -> None:
     )
     policy = LanguagePolicy.load(given.model, adapter=LoRA(r=16, seed=settings.seed))
     before = kept_answers(given.out / "before.json", policy, judged, settings)
-    run = learnt(policy, tasks_of(taught), watched, given.out / "reward", settings, given.out / "run")
+    if given.so_far:
+        run = so_far(policy, given.out / "run")
+    else:
+        run = learnt(policy, tasks_of(taught), watched, given.out / "reward", settings, given.out / "run")
     policy.save(given.out / "model")
     after = answers(policy, judged.all, settings)
     rewards = tuple(

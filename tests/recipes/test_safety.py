@@ -15,7 +15,7 @@ import pytest
 from tiny import tiny_folder
 
 from melior.data.known_parts import data_folder
-from melior.errors import ModelError
+from melior.errors import DataError, ModelError
 from melior.evaluation.reward_model import RewardReport
 from melior.policies.texts import minilm
 from melior.statistics import Interval, wilson
@@ -105,3 +105,12 @@ def test_it_runs_whole_with_a_tiny_model(
     safety.main()  # goes on from what was kept: nothing is learnt twice
     assert "step" not in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["answers"] == summary["answers"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--so-far"])
+    safety.main()  # what is judged is what was learnt, and no more is learnt
+    again = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert again["answers"] == summary["answers"] and again["stopped"] == "judged after 2 steps"
+
+
+def test_a_run_that_has_not_begun_cannot_be_judged(safety: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--so-far"):
+        safety.so_far(None, tmp_path)
