@@ -123,10 +123,10 @@ class Recipe:
         """Nothing, if a hybrid has parts, and what measures it is what its first part learns from."""
         if self.method != "hybrid":
             return
-        if "reward_model" in self.methods:
-            raise ConfigError("a reward model decides nothing, so it is no part of a hybrid; train it by itself")
         if not self.hybrid.parts:
             raise ConfigError("a hybrid has parts, and there are none; write hybrid.parts: {sft: {method: sft}, …}")
+        if "reward_model" in self.methods:
+            raise ConfigError("a reward model decides nothing, so it is no part of a hybrid; train it by itself")
         name, lead = next((name, part) for name, part in self.hybrid.parts.items() if part.method == self.lead)
         if lead.data is not None:
             raise ConfigError(
