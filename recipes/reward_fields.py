@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import reward_floors as floors
@@ -18,6 +18,7 @@ class Trial:
 
     name: str
     hidden: tuple[int, ...] = ()  # units of hidden layers; (): linear
+    words: int = 0  # columns that a text's words are hashed to, beside what MiniLM makes of it
     epochs: int
     batch_size: int
     learning_rate: float = 1e-3
@@ -29,7 +30,11 @@ TEXTS = (
     Trial(name="linear, 12 epochs", epochs=12, batch_size=256, learning_rate=4e-3),
     Trial(name="64 units, 6 epochs", hidden=(64,), epochs=6, batch_size=256, learning_rate=3e-3),
 )
-TURNS = tuple(replace(trial, batch_size=512) for trial in TEXTS)  # single outputs: as many as 256 pairs have
+TURNS = (  # 512 single outputs, as many as 256 pairs have
+    Trial(name="linear, 12 epochs", epochs=12, batch_size=512, learning_rate=4e-3),
+    Trial(name="linear with words, 12 epochs", words=4096, epochs=12, batch_size=512, learning_rate=4e-3),
+    Trial(name="linear with words, 30 epochs", words=4096, epochs=30, batch_size=512, learning_rate=4e-3),
+)
 SEGMENTS = (
     Trial(name="linear, 10 epochs", epochs=10, batch_size=100, learning_rate=2e-2),
     Trial(name="linear, 60 epochs", epochs=60, batch_size=100, learning_rate=2e-2),

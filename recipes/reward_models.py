@@ -95,7 +95,7 @@ def made(trial: Trial, rows: Rows, seed: int, messages: int | None = None) -> Re
         return RewardModel.make(Reward(inputs="segment", segment=Segments(hidden=trial.hidden)), rows, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = PairedTexts(hidden=sum(trial.hidden), dropout=0.0, messages=messages)
+        config = PairedTexts(hidden=sum(trial.hidden), dropout=0.0, words=trial.words, messages=messages)
         reader = TextReader(encoder(), config)
         reader.vectors = VECTORS
         return RewardModel(FeatureTrunk(reader), Heads((DEFAULT,), reader.width))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from melior.policies.texts import TextInputs, Texts
 STREAM = 1 << 17  # of noise: the hidden layer's dropout
 MOST_VECTORS = 200_000  # kept of frozen encoders, 300 MB of MiniLM; then all are forgotten
 ROWS = 4096  # of a micro-batch of frozen features: beyond it nothing gets faster
+WORDS_NORM = 8.0  # of the features of words: what 64 different words have, at 1 each
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -32,6 +36,7 @@ class PairedTexts:
     frozen: bool = True  # the encoder stays as it is, and reads each text once
     hidden: int = Field(default=0, ge=0)  # units of the hidden layer; 0: the heads read the features themselves
     dropout: float = Field(default=0.1, ge=0, lt=1)  # share of features left out while training
+    words: int = Field(default=0, ge=0)  # columns that words and pairs of them are hashed to; 0: the encoder alone
     messages: int | None = Field(default=None, ge=1)  # of a conversation before the answer, the last; None: all
     text: Texts = Field(default_factory=Texts)
 
@@ -39,7 +44,10 @@ class PairedTexts:
 class TextReader(nn.Module):
     """Features of (prompt, answer): both vectors, their product, and what a hidden layer makes of them.
 
-    Source: Conneau et al. 2017, arXiv:1705.02364, §3.1 (two vectors and their product).
+    Where the very words matter, as in calls of an interface, they may stand beside the vectors, which blur them.
+
+    Source: Conneau et al. 2017, arXiv:1705.02364, §3.1 (two vectors and their product); Weinberger et al. 2009,
+    arXiv:0902.2206 (hashed words).
     """
 
     kind = "text"
@@ -50,7 +58,7 @@ class TextReader(nn.Module):
         texts.tokenizer.truncation_side = "left"
         texts.requires_grad_(not config.frozen)
         self.noticed: Counter[str] = texts.noticed
-        self.hidden = nn.Linear(3 * texts.width, config.hidden) if config.hidden else None
+        self.hidden = nn.Linear(self.read_width, config.hidden) if config.hidden else None
 
     @classmethod
     def make(cls, config: PairedTexts) -> TextReader:
@@ -63,7 +71,12 @@ class TextReader(nn.Module):
 
     @property
     def width(self) -> int:
-        return self.config.hidden or 3 * self.texts.width
+        return self.config.hidden or self.read_width
+
+    @property
+    def read_width(self) -> int:
+        """Of what the hidden layer reads, or the heads where there is none."""
+        return 3 * self.texts.width + self.config.words
 
     @property
     def random(self) -> bool:
@@ -75,10 +88,10 @@ class TextReader(nn.Module):
 
     def cost(self, row: Any) -> int:
         """A row of frozen vectors counts 1, another its tokens."""
-        return 1 if self.config.frozen else sum(map(len, row))
+        return 1 if self.config.frozen else sum(map(len, row[:2]))
 
     def read(self, examples: Sequence[Any]) -> list[Any]:
-        """Two vectors [D] of a frozen encoder, or two texts' token ids.
+        """Two vectors [D] of a frozen encoder or two texts' token ids, and their words' columns.
 
         Raises:
             DataError: for a text without a token.
@@ -86,7 +99,8 @@ class TextReader(nn.Module):
         last = self.config.messages
         texts = [text for each in examples for text in (text_of(each.inputs, last), text_of(each.output))]
         found = self._frozen(texts) if self.config.frozen else self.texts.encode(texts)
-        return list(zip(found[0::2], found[1::2], strict=True))
+        words = [hashed(texts[place : place + 2], self.config.words) for place in range(0, len(texts), 2)]
+        return list(zip(found[0::2], found[1::2], words, strict=True))
 
     @cached_property
     def vectors(self) -> dict[str, Tensor]:
@@ -115,7 +129,7 @@ class TextReader(nn.Module):
         return [self.vectors[key] for key in keys]
 
     def forward(self, rows: Sequence[Any], seeds: Tensor | None = None) -> Tensor:  # [B, D]
-        prompts, answers = (list(side) for side in zip(*rows, strict=True))
+        prompts, answers, words = (list(side) for side in zip(*rows, strict=True))
         if self.config.frozen:
             device = next(self.parameters()).device
             first, second = torch.stack(prompts).to(device), torch.stack(answers).to(device)
@@ -125,7 +139,8 @@ class TextReader(nn.Module):
             both = self.texts(list(places))  # a prompt that two answers share is read once
             first, second = both[owners.to(both.device)].chunk(2)
         first, second = (nn.functional.layer_norm(side, side.shape[-1:]) for side in (first, second))
-        features = drop(torch.cat([first, second, first * second], -1), self.config.dropout, seeds, STREAM)
+        features = torch.cat([first, second, first * second, torch.stack(words).to(first)], -1)
+        features = drop(features, self.config.dropout, seeds, STREAM)
         return features if self.hidden is None else torch.relu(self.hidden(features))
 
     def learning(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -136,7 +151,7 @@ class TextReader(nn.Module):
         """Settings; the encoder's architecture stands beside them."""
         config = self.config
         told = {"frozen": config.frozen, "hidden": config.hidden, "dropout": config.dropout}
-        return {**told, "messages": config.messages, "encoder": self.texts.to_json()}
+        return {**told, "words": config.words, "messages": config.messages, "encoder": self.texts.to_json()}
 
     def write_files(self, folder: Path) -> None:
         self.texts.write_files(folder)
@@ -146,13 +161,27 @@ class TextReader(nn.Module):
         """The same reader, its weights still to be loaded."""
         texts = TextInputs.from_json(told["encoder"], folder)
         settings = {name: told[name] for name in ("frozen", "hidden", "dropout")}
-        return cls(texts, PairedTexts(**settings, messages=told.get("messages"), text=texts.config))
+        later = {name: told[name] for name in ("words", "messages") if name in told}
+        return cls(texts, PairedTexts(**settings, **later, text=texts.config))
 
 
 @cache
 def _vectors(encoder: str, longest: int) -> dict[str, Tensor]:
     """The vectors that an encoder has made so far."""
     return {}
+
+
+def hashed(texts: Sequence[str], columns: int) -> Tensor:  # [columns]
+    """Words and pairs of neighbouring ones, each text its own, in columns with a sign that their hashes choose."""
+    found = torch.zeros(columns)
+    if not columns:
+        return found
+    for side, text in enumerate(texts):
+        said = re.findall(r"\w+", text.lower())
+        for word in {*said, *map(" ".join, pairwise(said))}:
+            number = zlib.crc32(f"{side} {word}".encode())
+            found[(number >> 1) % columns] += 1 - 2 * (number & 1)
+    return WORDS_NORM * nn.functional.normalize(found, dim=0)
 
 
 def text_of(given: Any, last: int | None = None) -> str:

@@ -23,7 +23,7 @@ from melior.policies.reward_heads import Heads
 from melior.policies.reward_model import Reward, RewardModel
 from melior.policies.reward_segments import Segments
 from melior.policies.reward_tables import joined
-from melior.policies.reward_texts import PairedTexts, text_of
+from melior.policies.reward_texts import PairedTexts, hashed, text_of
 from melior.policies.slate import SlatePolicy
 from melior.policies.slate_network import Slate
 from melior.policies.tables import Table
@@ -157,7 +157,7 @@ def test_heads_survive_lora_save_load_and_merge(folder_of: Callable[..., Path], 
 
 def feature_models(folder_of: Callable[..., Path]) -> dict[str, tuple[RewardModel, list[Demonstration]]]:
     texts = PairedTexts(backbone=str(tiny_encoder(folder_of)), hidden=5, text=Texts(max_length=24))
-    loose = PairedTexts(backbone=str(tiny_encoder(folder_of)), frozen=False, text=Texts(max_length=24))
+    loose = PairedTexts(backbone=str(tiny_encoder(folder_of)), frozen=False, words=16, text=Texts(max_length=24))
     table = Table(width=8, blocks=1, embedding=2, bins=3)
     levels = {"reward": (0.0, 1.0, 3.0)}
     return {
@@ -235,6 +235,29 @@ def test_a_segment_is_the_sum_of_its_steps_whatever_its_length(folder_of: Callab
     torch.testing.assert_close(
         model.rewards([Demonstration(None, sides)]), model.rewards([Demonstration(None, segment(4, 3))])
     )
+
+
+def test_hashed_words_know_words_neighbours_and_sides_and_nothing_else() -> None:
+    one = hashed(["where is it", "on its way"], 512)
+    assert float(one.norm()) == pytest.approx(8.0)
+    assert one.equal(hashed(["Where IS it?", "on its way!"], 512))
+    assert not one.equal(hashed(["on its way", "where is it"], 512)), "who said it"
+    assert not one.equal(hashed(["is where it", "on its way"], 512)), "what stands beside what"
+    assert hashed(["", "..."], 512).count_nonzero() == 0 and hashed(["a", "b"], 0).shape == (0,)
+
+
+def test_a_text_s_words_and_last_messages_are_kept_in_a_folder(folder_of: Callable[..., Path], tmp_path: Path) -> None:
+    told = [{"role": "user", "content": "first"}, {"role": "user", "content": "where is it"}]
+    rows = [Demonstration(told, answer) for answer in ("on its way", "its on way")]
+    config = PairedTexts(backbone=str(tiny_encoder(folder_of)), words=64, messages=1, text=Texts(max_length=24))
+    model = scattered(RewardModel.make(Reward(text=config), rows, device="cpu"))
+    one, other = model.rewards(rows)[:, 0].tolist()
+    assert one != other and model.trunk.width == 3 * 32 + 64
+    short = [Demonstration(told[1:], row.output) for row in rows]
+    torch.testing.assert_close(model.rewards(short), model.rewards(rows))
+    model.save(tmp_path / "m")
+    again = RewardModel.load(tmp_path / "m", device="cpu")
+    torch.testing.assert_close(again.rewards(rows), model.rewards(rows))
 
 
 def test_a_table_s_row_holds_inputs_and_output() -> None:
