@@ -25,6 +25,7 @@ class Metrics:
             "melior_request_duration_seconds", "From a request to the end of its answer.", ["route"],
             buckets=LATENCIES, **made,
         )  # fmt: skip
+        self.tokens = Counter("melior_tokens", "Tokens that models read and decided.", ["model", "type"], **made)
         self.feedback = Counter("melior_feedback", "What people and systems said.", ["name"], **made)
 
     def exposition(self) -> bytes:

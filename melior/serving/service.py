@@ -9,6 +9,7 @@ from pathlib import Path
 from melior.jobs.worker import Worker
 from melior.serving.metrics import Metrics
 from melior.serving.security import Limits
+from melior.serving.voices import Voices
 from melior.serving.writer import Writer
 from melior.store import Store
 
@@ -37,6 +38,7 @@ class Service:
     draining: threading.Event = field(default_factory=threading.Event)  # set: answer what is asked, take nothing new
     writer: Writer = field(init=False)  # of feedback
     worker: threading.Thread | None = None
+    voices: Voices = field(default_factory=Voices)  # language models that answer
 
     def __post_init__(self) -> None:
         self.writer = Writer(self.store)
@@ -52,6 +54,7 @@ class Service:
     def stop(self) -> None:
         """Ends it; what was acknowledged is written, and a job half done is given back."""
         self.draining.set()
+        self.voices.stop()
         self.writer.stop()
         if self.worker is not None:
             self.worker.join()
