@@ -33,6 +33,7 @@ STATES = {
     "running": "not finished",
     "interrupted": "interrupted",
     "failed": "failed",
+    "alarmed": "stopped by an alarm",
 }
 HISTOGRAMS = (
     ("Rewards", "reward", "Two bands, at the top and at the bottom, are right and wrong; between them partial credit."),
@@ -71,7 +72,7 @@ def _sections(run: RunFiles) -> list[tuple[str, str, str]]:
 
 
 def _head(run: RunFiles) -> str:
-    state = run.state
+    state = "alarmed" if _alarmed(run) else run.state
     pill = f'<span class="state {escaped(state)}">{escaped(STATES.get(state, state))}</span>'
     gate = run.result.get("gate") or {}
     verdict = ""
@@ -87,6 +88,12 @@ def _head(run: RunFiles) -> str:
         f'<p class="sub">{escaped(_subtitle(run))}</p><div class="hero">{_headline(run)}</div>{verdict}'
         f'<dl class="tiles">{tiles}</dl></header>'
     )
+
+
+def _alarmed(run: RunFiles) -> bool:
+    """Whether an alarm ended the run, and it was not gone on with."""
+    ended = run.state in ("trained", "finished") and bool(run.status.get("stopped"))
+    return ended and any(each.stops for each in rung(run))
 
 
 def _sentence(gate: Mapping[str, Any]) -> str:
@@ -180,21 +187,15 @@ def _notes(run: RunFiles) -> str:
 
 def _alarms(run: RunFiles) -> str:
     found = rung(run)
-    rows = [
-        (
-            f"{each.step + 1:,}",
-            each.alarm,
-            "stopped the run" if each.stops else "warned",
-            short(each.value),
-            short(each.limit),
-            capital(f"{cut(each.sentence, LONGEST)[0]}."),
-        )
+    rows = "".join(
+        f'<li class="{"stops" if each.stops else "warns"}"><b>{escaped(each.alarm)}</b> '
+        f"{'stopped the run' if each.stops else 'warned'} after step {each.step + 1:,}"
+        f"<p>{escaped(capital(cut(each.sentence, LONGEST)[0]))}.</p></li>"
         for each in found[:ALARMS]
-    ]
+    )
     left = len(found) - ALARMS
     note = f'<p class="note">{counted(left, "alarm")} more in alarms.jsonl.</p>' if left > 0 else ""
-    head = ("after step", "alarm", "", "value", "limit", "what it saw, and what to do")
-    return table(head, rows) + note if rows else ""
+    return f'<ol class="notes">{rows}</ol>{note}' if rows else ""
 
 
 def _curves(run: RunFiles) -> str:

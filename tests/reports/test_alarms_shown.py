@@ -34,6 +34,8 @@ STOPPED = {
     "sentence": "reward rose to 0.9 while heldout_accuracy fell from 0.8 to 0.3, held out; the reward is being gamed",
 }
 
+ENDED = {"state": "trained", "stopped": f"alarm heldout: {STOPPED['sentence']}"}
+
 
 def alarmed(folder: Path, lines: list[Any], **more: Any) -> Path:
     rows = metrics(30)
@@ -54,13 +56,24 @@ def test_an_alarm_is_marked_on_every_curve_it_read_and_on_no_other(tmp_path: Pat
 
 
 def test_the_page_lists_what_rang_and_draws_it(tmp_path: Path) -> None:
-    found = parsed(alarmed(tmp_path, [RUNG, STOPPED], status={"stopped": f"alarm heldout: {STOPPED['sentence']}"}))
-    for told in ("Alarms", "stopped the run", "Outputs grew from 5 to 12", "heldout stopped", "Training ended early"):
+    found = parsed(alarmed(tmp_path, [RUNG, STOPPED], status=ENDED))
+    for told in (
+        "Alarms",
+        "stopped by an alarm",
+        "Outputs grew from 5 to 12",
+        "heldout stopped",
+        "Training ended early",
+    ):
         assert told in found.text
     drawn = [a for tag, a in found.elements if tag == "g" and str(a.get("class", "")).startswith("alarm")]
     assert [a["class"] for a in drawn].count("alarm stops") == 2 and len(drawn) == 3
     described = " ".join(str(a.get("aria-label")) for _, a in found.elements if a.get("aria-label"))
     assert "alarm heldout stopped after step 19" in described
+
+
+def test_a_run_that_went_on_is_not_called_stopped(tmp_path: Path) -> None:
+    found = parsed(alarmed(tmp_path, [RUNG, STOPPED], status={"state": "finished", "stopped": ""}))
+    assert "stopped by an alarm" not in found.text
 
 
 def test_findings_tell_each_alarm_once_and_the_stop_where_the_run_ended(tmp_path: Path) -> None:
