@@ -11,7 +11,22 @@ import warnings
 
 import typer
 
-from melior.cli import chat, check, convert, decide, demo, evaluate, grade, models, pull, runs, sandbox, train, tune
+from melior.cli import (
+    chat,
+    check,
+    convert,
+    decide,
+    demo,
+    evaluate,
+    grade,
+    models,
+    pull,
+    runs,
+    sandbox,
+    serve,
+    train,
+    tune,
+)
 from melior.cli.output import Errors
 
 QUIET = {
@@ -41,7 +56,9 @@ app.command("chat")(chat.chat)
 app.command("check")(check.check)
 app.command("sandbox")(sandbox.sandbox)
 app.command("demo")(demo.demo)
+app.command("serve")(serve.serve)
 app.add_typer(models.app, name="models")
+app.add_typer(serve.keys, name="keys")
 app.add_typer(runs.app, name="runs")
 
 
@@ -75,6 +92,7 @@ def options(
     melior compare before.json after.json          paired difference and the gate's verdict
     melior chat MODEL                              talk to a model
     melior decide MODEL rows.csv                   what a policy decides for rows, and how surely
+    melior serve                                   the OpenAI dialect over HTTP: answer, record, train
     """
 
 
