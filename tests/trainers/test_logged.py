@@ -385,7 +385,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "objective",
-    [OffPolicy(), OffPolicy(normalized=True)],
+    [OffPolicy(clip=100.0), OffPolicy(normalized=True)],  # one logger of the five decides (3, 3) six times in 250
     ids=["plain", "normalized"],
 )
 @pytest.mark.parametrize("seed", range(5))

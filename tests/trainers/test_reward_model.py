@@ -210,15 +210,17 @@ def test_a_linear_teacher_s_preferences_are_found_again(seed: int) -> None:
     assert "skipped" in run.metrics[0] and run.skipped == 0
 
 
-def test_ratings_are_foretold_on_their_own_scale() -> None:
+@pytest.mark.parametrize("seed", range(5))
+def test_ratings_are_foretold_on_their_own_scale(seed: int) -> None:
     teacher = np.array([1.0, -2.0, 0.5])
-    rows = [Rated(None, segment(n), rating=float(50 + 3 * segment(n).sum(0) @ teacher)) for n in range(80)]
-    model = RewardModel.make(Reward(segment=Segments(hidden=())), rows, device="cpu")
+    shown = [segment(80 * seed + n) for n in range(80)]
+    rows = [Rated(None, one, rating=float(50 + 3 * one.sum(0) @ teacher)) for one in shown]
+    model = RewardModel.make(Reward(segment=Segments(hidden=())), rows, seed=seed, device="cpu")
     model.standardise(rows[20:])
     held_out = HeldoutRatings(model, rows[:20], squared_error())
     fit(model, Ratings(model, rows[20:], batch_size=30, epochs=100), squared_error(), FitConfig(learning_rate=0.1))
     told = held_out(model)
-    assert told["heldout_correlation"] > 0.99 and told["heldout_loss"] < 0.02
+    assert told["heldout_correlation"] > 0.98 and told["heldout_loss"] < 0.02
     found, ratings = model.rewards(rows[:20])[:, 0].numpy(), np.array([row.rating for row in rows[:20]])
     assert float(np.abs(found - ratings).mean()) < 0.15 * float(ratings.std())
 
