@@ -8,13 +8,13 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 
-from melior.serving import chat, feedback, files, fine_tuning, models
+from melior.serving import chat, decisions, feedback, files, fine_tuning, models
 from melior.serving.metrics import Counted
 from melior.serving.problems import Problem, tell_problems
 from melior.serving.security import Guard, check_routes, needs
 from melior.serving.service import Service
 
-ROUTERS = (chat.router, files.router, fine_tuning.router, feedback.router, models.router)
+ROUTERS = (chat.router, decisions.router, files.router, fine_tuning.router, feedback.router, models.router)
 
 
 def create_app(service: Service) -> FastAPI:

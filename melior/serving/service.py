@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melior.jobs.worker import Worker
+from melior.serving.deciders import Deciders
 from melior.serving.metrics import Metrics
 from melior.serving.security import Limits
 from melior.serving.voices import Voices
@@ -38,6 +39,7 @@ class Service:
     draining: threading.Event = field(default_factory=threading.Event)  # set: answer what is asked, take nothing new
     writer: Writer = field(init=False)  # of feedback
     worker: threading.Thread | None = None
+    deciders: Deciders = field(default_factory=Deciders)  # all other policies that do
     voices: Voices = field(default_factory=Voices)  # language models that answer
 
     def __post_init__(self) -> None:
