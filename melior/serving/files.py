@@ -1,6 +1,6 @@
 """/v1/files: what clients bring to learn from, and what jobs leave them
 
-Source: the OpenAI dialect; an upload is multipart, with the fields purpose, file and expires_after[…].
+An upload is multipart, as the OpenAI dialect has it, with the fields purpose, file and expires_after[…].
 """
 
 from __future__ import annotations

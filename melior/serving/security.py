@@ -3,7 +3,7 @@
 A server on localhost is not safe by that alone: any page a browser shows can send requests there. So a request must
 name a host that is ours, come from no other page, and carry a token, of which only a hash is kept.
 
-Source: CVE-2025-62593 (DNS rebinding against a server on localhost that asked for no token).
+What happens otherwise: CVE-2025-62593, DNS rebinding against a server on localhost that asked for no token.
 """
 
 from __future__ import annotations
