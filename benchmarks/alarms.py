@@ -93,7 +93,7 @@ def tables(rows: Sequence[Row]) -> str:
         lines.append(f"| {name} | {len(found)} | {learnt} | {rang(found)} | {sum(bool(r['stopped']) for r in found)} |")
     lines += [
         "",
-        "| gamed runs | runs | held out, first → last | stopped | after steps | by |",
+        "| gamed runs | runs | reward, first → last | stopped | after steps | by |",
         "|---|---|---|---|---|---|",
     ]
     for name, found in by_name(gamed).items():
