@@ -304,7 +304,9 @@ def write_page(folder: Path, result: Outcome) -> Path:
     count = len(result.asked.unsafe)
     places = [*range(min(SHOWN, count)), *range(count, min(count + SHOWN, len(result.asked.all)))]
     read = [(result.asked.all[place], result.before[place], result.after[place]) for place in places]
-    rang = [breach.sentence for breach in result.run.breaches] or ["No alarm rang."]
+    breaches = [breach.sentence for breach in result.run.breaches]
+    rang = listed(breaches) if breaches else paragraph("No alarm rang.")
+    stopped = f" The run was {result.run.stopped}." if result.run.stopped else ""
     return write_document(
         folder / "report.html",
         "Harmless answers, and refusals",
@@ -312,12 +314,12 @@ def write_page(folder: Path, result: Outcome) -> Path:
             Part(
                 "Before and after", [paragraph(result.sentence), table(("measure", "before", "after", "change"), rows)]
             ),
-            Part("While it learnt", [paragraph(LEARNING), table(STEPS, result.learning), listed(rang)]),
+            Part("While it learnt", [paragraph(LEARNING), table(STEPS, result.learning), rang]),
             Part("Answers", [table(("request", "before", "after"), read)]),
             Part("The reward model, on pairs it never saw", [reward_section(result.report.to_json())]),
             Part("What this cannot show", [listed(result.limits)]),
         ],
-        lead=f"{len(result.asked.all)} requests written for this test, answered before and after.",
+        lead=f"{len(result.asked.all)} requests written for this test, answered before and after.{stopped}",
         verdict=("measured", result.sentence),
     )
 
