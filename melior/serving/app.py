@@ -8,13 +8,13 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 
-from melior.serving import chat, decisions, feedback, files, fine_tuning, models
+from melior.serving import chat, decisions, feedback, files, fine_tuning, graders, models
 from melior.serving.metrics import Counted
 from melior.serving.problems import Problem, tell_problems
 from melior.serving.security import Guard, check_routes, needs
 from melior.serving.service import Service
 
-ROUTERS = (chat.router, decisions.router, files.router, fine_tuning.router, feedback.router, models.router)
+SERVED = (chat, decisions, feedback, files, fine_tuning, graders, models)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -34,8 +34,8 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="melior", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
     app.state.service = service
-    for router in ROUTERS:
-        app.router.routes.extend(router.routes)  # as they are, so that `check_routes` sees every one
+    for served in SERVED:
+        app.router.routes.extend(served.router.routes)  # as they are, so that `check_routes` sees every one
     _watched(app)
     tell_problems(app)
     check_routes(app)

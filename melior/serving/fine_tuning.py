@@ -22,6 +22,7 @@ from melior.durable import write_file
 from melior.errors import ConfigError, NotFound, StoreError
 from melior.serving import files
 from melior.serving.feedback import Id
+from melior.serving.graders import from_client
 from melior.serving.models import reference_of
 from melior.serving.problems import Problem
 from melior.serving.security import needs
@@ -189,7 +190,7 @@ def _recipe(service: Service, asked: Asked, folder: Path) -> dict[str, Any]:
     }
     grader = (how.get(kind) or {}).get("grader")
     if grader is not None:
-        raw["grader"] = grader
+        raw["grader"] = from_client(service, grader, f"method.{kind}.grader")
     try:
         return recipe_of(raw).to_dict()
     except ConfigError as error:

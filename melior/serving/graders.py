@@ -1,0 +1,90 @@
+"""/v1/fine_tuning/alpha/graders: what a grader says of one output, before anything is trained on it
+
+A grader that comes over HTTP is a stranger's: it may compute, ask models of our registry, and run Python in the
+sandbox. It may not name files or functions of this machine, nor addresses that we would call for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from melior.errors import GraderError, StoreError
+from melior.rewards.results import run_grader, validate_grader
+from melior.serving.models import version_of
+from melior.serving.problems import Problem
+from melior.serving.security import needs
+from melior.serving.service import Service
+
+PLAIN = ("string_check", "text_similarity", "python", "events", "cost_matrix", "reasoning_gym")
+JUDGES = ("score_model", "label_model", "learned")  # ask a model, which must be one of the registry's
+PATIENCE_S = 120.0  # for one output, as OpenAI has it
+
+router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["graders"])
+
+
+class Run(BaseModel):
+    """What a client sends to try a grader."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    grader: dict[str, Any]
+    model_sample: Any
+    item: dict[str, Any] = Field(default_factory=dict)
+
+
+class Validate(BaseModel):
+    """What a client sends to have a grader looked at."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    grader: dict[str, Any]
+
+
+@router.post("/run", dependencies=[Depends(needs("train"))])
+def run(request: Request, asked: Run) -> dict[str, Any]:
+    """The reward of one output, and what went wrong where there is none."""
+    ours = from_client(request.app.state.service, asked.grader)
+    return _answered(lambda: run_grader(ours, asked.model_sample, asked.item, timeout_s=PATIENCE_S))
+
+
+@router.post("/validate", dependencies=[Depends(needs("train"))])
+def validate(request: Request, asked: Validate) -> dict[str, Any]:
+    """The grader, as it was sent, if it can be one."""
+    ours = from_client(request.app.state.service, asked.grader)
+    _answered(lambda: validate_grader(ours))
+    return {"grader": asked.grader}
+
+
+def from_client(service: Service, grader: Any, param: str = "grader") -> dict[str, Any]:
+    """A stranger's grader with its models as folders of our registry.
+
+    Raises:
+        Problem: if it is none that strangers may have.
+    """
+    if not isinstance(grader, Mapping):
+        raise Problem(400, "a grader is an object with a type; functions of this machine cannot be named", param=param)
+    kind, made = grader.get("type"), dict(grader)
+    if kind == "multi" and isinstance(made.get("graders"), Mapping):
+        parts = made["graders"]
+        parts = {str(parts.get("name", parts["type"])): parts} if isinstance(parts.get("type"), str) else parts
+        made["graders"] = {name: from_client(service, part, f"{param}.graders.{name}") for name, part in parts.items()}
+    elif kind in JUDGES:
+        try:
+            made["model"] = version_of(service, str(made.get("model"))).folder
+        except StoreError as error:
+            raise Problem(400, str(error), param=f"{param}.model", code="model_not_found") from error
+    elif kind not in (*PLAIN, "multi"):
+        known = ", ".join((*PLAIN, *JUDGES, "multi"))
+        raise Problem(400, f"grader type {kind!r} is not served; types are {known}", param=f"{param}.type")
+    return made
+
+
+def _answered(call: Any) -> Any:
+    try:
+        return call()
+    except GraderError as error:
+        raise Problem(400, str(error), param="grader") from error

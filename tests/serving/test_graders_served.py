@@ -1,0 +1,88 @@
+"""graders of strangers: they compute and judge, and reach nothing of this machine"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from live import Live
+
+from melior.registry import Registry
+
+CHECK = {
+    "type": "string_check",
+    "name": "right",
+    "operation": "eq",
+    "input": "{{sample.output_text}}",
+    "reference": "7",
+}
+PYTHON = {
+    "type": "python",
+    "name": "long",
+    "source": "def grade(sample, item):\n    return len(sample['output_text']) / 10",
+}
+BOTH = {
+    "type": "multi",
+    "name": "both",
+    "graders": {"right": CHECK, "long": PYTHON},
+    "calculate_output": "right + long",
+}
+
+
+@pytest.mark.parametrize(("grader", "reward"), [(CHECK, 1.0), (PYTHON, 0.1), (BOTH, 1.1)])
+def test_a_grader_is_run_and_validated_by_the_official_client(server: Live, grader: Any, reward: float) -> None:
+    graders = server.client().fine_tuning.alpha.graders
+    told = graders.run(grader=grader, model_sample="7", item={})
+    assert told.reward == pytest.approx(reward) and told.metadata.name == grader["name"]
+    assert told.metadata.errors.other_error is False
+    assert graders.validate(grader=grader).to_dict()["grader"]["type"] == grader["type"]
+
+
+def test_a_judge_is_a_model_of_the_registry(server: Live, folder_of: Callable[..., Path]) -> None:
+    registry = Registry(server.service.store)
+    version = registry.register("judge", folder_of("llama", "chatml"), method="none", base_model="none")
+    registry.promote(version.id, force=True, reason="first")
+    asked: Any = {"type": "label_model", "name": "kind", "labels": ["yes", "no"], "passing_labels": ["yes"]}
+    asked |= {"model": "judge@prod", "input": [{"role": "user", "content": "Is this good? {{sample.output_text}}"}]}
+    told = server.client().fine_tuning.alpha.graders.run(grader=asked, model_sample="7", item={})
+    assert told.reward in (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("grader", "told"),
+    [
+        ({"type": "function", "function": "os:system"}, "'function' is not served"),
+        ({"type": "lambda", "lambda": {"function": "/tmp/x.py:grade"}}, "'lambda' is not served"),
+        ({"type": "http", "url": "http://127.0.0.1:1/"}, "'http' is not served"),
+        ({"type": "learned", "model": "/etc"}, "there is no model '/etc'"),
+        ({**BOTH, "graders": {"right": CHECK, "long": {"type": "function", "function": "os:system"}}}, "not served"),
+        ({**CHECK, "operation": "is"}, "operation"),
+        ({**CHECK, "inptu": ""}, "did you mean"),
+        ({**BOTH, "calculate_output": "right +"}, "formula"),
+        ({"type": "python", "source": "def grade(:"}, "grade"),
+    ],
+)
+def test_what_a_stranger_may_not_have(server: Live, grader: Any, told: str) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        server.client().fine_tuning.alpha.graders.validate(grader=grader)
+    assert told in str(error.value)
+
+
+def test_a_job_may_not_bring_such_a_grader_either(server: Live) -> None:
+    client = server.client()
+    rows = client.files.create(
+        file=("a.jsonl", b'{"messages": [{"role": "user", "content": "hi"}]}\n'), purpose="fine-tune"
+    )
+    method: Any = {"type": "reinforcement", "reinforcement": {"grader": {"type": "function", "function": "os:system"}}}
+    with pytest.raises(openai.BadRequestError, match="'function' is not served"):
+        client.fine_tuning.jobs.create(model="smollm2-135m-instruct", training_file=rows.id, method=method)
+    assert not server.service.store.jobs()
+
+
+def test_python_that_fails_says_so_and_gives_no_reward(server: Live) -> None:
+    broken: Any = {"type": "python", "name": "broken", "source": "def grade(sample, item):\n    return 1 / 0"}
+    told = server.client().fine_tuning.alpha.graders.run(grader=broken, model_sample="7", item={})
+    assert told.reward is None and told.metadata.errors.python_grader_runtime_error
