@@ -80,6 +80,8 @@ def show_outcome(outcome: Outcome, store: Any, where: str | None) -> None:
     notes = (outcome.note, outcome.stopped and f"stopped early: {outcome.stopped}", outcome.warning)
     for note in filter(None, notes):
         say(f"note      {note}")
+    for alarm in {rung["alarm"]: rung for rung in reversed(outcome.alarms)}.values():  # each when it first rang
+        say(f"alarm     {alarm['alarm']} after step {alarm['step'] + 1}: {alarm['sentence']}")
     for what, count in outcome.passed_over.items():
         say(f"note      {count} × {what}")
     for remark in outcome.after.notes:

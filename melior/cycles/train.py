@@ -69,6 +69,7 @@ class Outcome:
     dropped: int = 0  # training rows without a decision inside the context
     passed_over: Mapping[str, int] = field(default_factory=dict)  # what could not be read or used of rows, how often
     stopped: str = ""  # why training ended early
+    alarms: tuple[Mapping[str, Any], ...] = ()  # that rang, in order
     choices: tuple[str, ...] = ()  # what "auto" became, with reasons
     warning: str = ""  # of over-fitting
     tokens: int = 0  # decisions learnt from, or generated (rft), in training
@@ -94,7 +95,7 @@ class Outcome:
         """The outcome of the finished run in a folder."""
         fields = json.loads((folder / "result.json").read_text())
         verdict = Verdict.from_json(fields.pop("gate"))
-        fields["choices"] = tuple(fields.get("choices", ()))
+        fields["choices"], fields["alarms"] = (tuple(fields.get(name, ())) for name in ("choices", "alarms"))
         before, after = (read_evaluation(folder / name) for name in ("evaluation-before.json", "evaluation.json"))
         return cls(**{**fields, "folder": folder, "before": before, "after": after, "verdict": verdict})
 
@@ -212,12 +213,13 @@ class _Cycle:
         place = Path(recipe.save.folder) if recipe.save.folder else folder / "model"
         policy.save(place)
         self.report("saving", 1, 1, str(place))
-        outcome = self._judged(place, before, after, run, dataset)
+        outcome = self._judged(place, before, after, run, dataset, done)
         return replace(
             outcome,
             steps=done.steps,
             skipped=done.skipped,
             stopped=done.stopped,
+            alarms=tuple(breach.to_json() for breach in done.breaches),
             dropped=getattr(taught.leading, "dropped", 0),
             passed_over={**self.passed_over, **getattr(taught.leading, "excluded", {})},
             choices=tuple(map(str, resolved.choices)),
@@ -296,8 +298,10 @@ class _Cycle:
             track_samples=wanted.samples,
         )
 
-    def _judged(self, place: Path, before: Evaluation, after: Evaluation, run_id: str, dataset_id: str) -> Outcome:
-        """Registers what was saved, puts it before the gate, and promotes it if it passed."""
+    def _judged(
+        self, place: Path, before: Evaluation, after: Evaluation, run_id: str, dataset_id: str, done: Run
+    ) -> Outcome:
+        """Registers what was saved, puts it before the gate, and promotes it if it passed and no alarm stopped it."""
         registry, start, recipe = Registry(self.store), self.found.version, self.recipe
         version = registry.register(
             self.name,
@@ -319,7 +323,13 @@ class _Cycle:
         verdict = decide(comparison, replace(recipe.gate, guards=guards))
         gate = record_gate(self.store, verdict, candidate=rows[0], baseline=rows[1])
         promoted, note = False, ""
-        if verdict.result == "promote" and recipe.save.promote:
+        alarm = next((breach.alarm for breach in done.breaches if breach.why == done.stopped), "")
+        if verdict.result == "promote" and recipe.save.promote and alarm:
+            note = (
+                f"it passed its gate and was not promoted, since alarm {alarm} stopped its training; look at its "
+                f"report and its outputs, and then promote {version.id} yourself, or not"
+            )
+        elif verdict.result == "promote" and recipe.save.promote:
             try:
                 registry.promote(version.id, recipe.save.alias, gate_id=gate.id, reason=verdict.sentence)
                 promoted = True

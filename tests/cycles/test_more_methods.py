@@ -232,3 +232,18 @@ def test_parts_are_relative_to_the_recipe_and_groups_are_sampled(tmp_path: Path)
 def test_a_hybrid_can_be_planned(tmp_path: Path, store: Store) -> None:
     plan = dry_run(recipe_of(hybrid(tmp_path)), store)
     assert plan.method == "hybrid" and plan.steps == 30 and plan.seconds is not None and plan.seconds > 0
+
+
+def test_what_an_alarm_stopped_is_not_promoted_by_its_gate(tmp_path: Path, runs: Runs) -> None:
+    outcome = runs(
+        method="rft",
+        data=judged(tmp_path, "demonstrations", 240),
+        grader=RIGHT,
+        rft={"prompts": 16, "hopeless": "train"},
+        fit={"learning_rate": 0.004, "steps": 80},
+        alarms={"change": {"entropy": "stop"}},
+    )
+    assert outcome.verdict.result == "promote" and not outcome.promoted and outcome.steps < 80
+    assert "since alarm entropy stopped its training" in outcome.note
+    assert [rung["alarm"] for rung in outcome.alarms if rung["stops"]] == ["entropy"]
+    assert Outcome.read(tmp_path / "run").alarms[0]["sentence"] == outcome.alarms[0]["sentence"]
