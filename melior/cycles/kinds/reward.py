@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,6 @@ from melior.cycles.recipe import Recipe
 from melior.cycles.rows import Rows
 from melior.data.formats import fingerprint
 from melior.data.formats.rows import Reading
-from melior.durable import write_file
 from melior.errors import ConfigError, DataError
 from melior.evaluation.evaluate import REWARD, Evaluation
 from melior.evaluation.reward_model import KEY, reward_report
@@ -122,8 +120,7 @@ class RewardModels:
         """How far it agrees with people on held-out rows, as reward_model.json: of its first head that has some."""
         told = {row.item.get(KEY, policy.names[0]) for row in rows.heldout}
         head = next(name for name in policy.names if name in told)
-        found = reward_report(policy, rows.heldout, head=head)
-        write_file(folder / "reward_model.json", json.dumps(found.to_json(), indent=1))
+        reward_report(policy, rows.heldout, head=head).write(folder)
 
 
 def told_apart(model: RewardModel, rows: Sequence[Preference]) -> dict[str, float]:
