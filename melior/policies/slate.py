@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from melior.data.formats import canonical, fingerprint
+from melior.data.formats import as_json, canonical, fingerprint
 from melior.durable import MANIFEST, durable_folder, verify_folder
 from melior.errors import ConfigError, DataError, ModelError
 from melior.policies import parameters
@@ -39,6 +39,7 @@ from melior.policies.base import (
 )
 from melior.policies.columns import UNKNOWN
 from melior.policies.freezing import Share
+from melior.policies.kinds import kind_of
 from melior.policies.slate_network import Slate, SlateNetwork, taken_before
 from melior.policies.slate_rows import Known, Reader, Shelf, SlateRows, sheet
 from melior.policies.slate_sampling import check, chunks, contents, draw, orders
@@ -116,9 +117,10 @@ class SlatePolicy:
             raise ModelError(f"{folder} holds no policy.json, so no slate policy; give the folder that save() wrote")
         if (folder / MANIFEST).is_file():
             verify_folder(folder)
+        held = kind_of(folder)
+        if held != cls.kind:
+            raise ModelError(f"{folder} holds a policy of kind {held!r}, not a slate policy")
         told = json.loads((folder / "policy.json").read_text())
-        if told.get("kind") != cls.kind:
-            raise ModelError(f"{folder} holds a policy of kind {told.get('kind')!r}, not a slate policy")
         config, known = Slate(**told["settings"]), Known.from_json(told["known"])
         lines = (folder / "catalogue.jsonl").read_text().splitlines()
         network = SlateNetwork(config, known)
@@ -131,7 +133,8 @@ class SlatePolicy:
         told = {"kind": self.kind, "settings": asdict(self.config), "known": self.known.to_json()}
         with durable_folder(Path(folder)) as draft:
             (draft / "policy.json").write_text(json.dumps(told, indent=1))
-            lines = [json.dumps({"id": item.id, "features": dict(item.features)}) for item in self.reader.catalogue]
+            items = self.reader.catalogue
+            lines = [json.dumps(as_json({"id": item.id, "features": dict(item.features)})) for item in items]
             (draft / "catalogue.jsonl").write_text("\n".join(lines) + "\n")
             weights = {name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()}
             save_file(weights, draft / "model.safetensors")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -509,3 +510,15 @@ def test_policies_that_began_otherwise_say_so() -> None:
     first, again, other = (SlatePolicy.make(Slate(**DOUBLE), ITEMS, REQUESTS, seed=seed) for seed in (0, 0, 1))
     assert first.fingerprint() == other.fingerprint()
     assert first.origin == again.origin != other.origin
+
+
+def test_numbers_of_numpy_are_kept_and_a_broken_folder_is_told(tmp_path: Path) -> None:
+    items = [Item(f"item {i}", {"price": np.float64(i), "stock": np.int64(i), "colour": "red"}) for i in range(4)]
+    policy = SlatePolicy.make(Slate(positions=2, width=8), items, [SlateRequest({"hour": np.float32(3)})])
+    policy.save(tmp_path / "kept")
+    assert SlatePolicy.load(tmp_path / "kept").catalogue == policy.catalogue
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "policy.json").write_text("{")
+    with pytest.raises(ModelError, match="does not say what kind of policy"):
+        SlatePolicy.load(broken)
