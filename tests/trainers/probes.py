@@ -58,8 +58,9 @@ def gradient(policy: Any, batch: Batch, objective: Objective, folder: Path, **co
 def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     """The largest difference of two gradients, relative to the largest entry."""
     assert first.keys() == second.keys() and first
-    scale = max(float(tensor.abs().max()) for tensor in second.values())
-    return max(float((first[name] - second[name]).abs().max()) for name in second) / scale
+    held = [name for name, tensor in second.items() if tensor.numel()]  # a table without ids has an empty embedding
+    scale = max(float(second[name].abs().max()) for name in held)
+    return max(float((first[name] - second[name]).abs().max()) for name in held) / scale
 
 
 def exact_norm(module: LlamaRMSNorm, hidden: Tensor) -> Tensor:
