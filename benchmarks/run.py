@@ -173,13 +173,13 @@ def summary(job: str, runs: dict[str, list[dict[str, Any]]], peak: float) -> dic
     mine = runs["melior"][0]
     tokens = mine.get("tokens") or mine["rows"] * COMPLETION * len(mine["seconds"])
     rate = mine["flops"] * len(mine["seconds"]) / ours
-    cpu, default_cpu = (
+    spent, default_spent = (
         statistics.median(sum(run["cpu_seconds"]) for run in runs[side]) for side in ("melior", "default")
     )
     return {
         "speedup_vs_default": round(default / ours, 2),
         "speedup_vs_tuned": round(tuned / ours, 2),
-        "cpu_time_vs_default": round(default_cpu / cpu, 2),
+        "cpu_time_vs_default": round(default_spent / spent, 2),
         "share_of_peak": round(rate / peak, 3),
         "memory_ratio": round(middle(runs["melior"], "peak_bytes") / middle(runs["default"], "peak_bytes"), 3),
         "memory_ratio_vs_tuned": round(middle(runs["melior"], "peak_bytes") / middle(runs["tuned"], "peak_bytes"), 3),
