@@ -67,14 +67,14 @@ class BannerTask:
 
     name: str = "banner"
     unit: str = "expected points of a greedy slate"
-    budget: int = 48
+    budget: int = 120
     share: float = 0.3
     shop: int = 3
     impressions: int = 10_000
     fresh: int = 1_000  # visits that judge
     prompts: int = 64  # visits of a step, eight slates each
     sft_batch: int = 128
-    rates: dict[str, Rate] = field(default_factory=lambda: rated(sft=3e-3, rl=3e-3, then=3e-3, hybrid=1e-2, turns=3e-3))
+    rates: dict[str, Rate] = field(default_factory=lambda: rated(sft=3e-3, rl=3e-4, then=1e-3, hybrid=3e-3, turns=3e-4))
     objective: Reinforcement = field(default_factory=lambda: reinforcement(estimator="leave_one_out", length=5))
 
     @cached_property
