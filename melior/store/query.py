@@ -18,7 +18,10 @@ from melior.store.rows import (
     AliasEvent,
     Completion,
     Dataset,
+    DatasetRow,
     Decision,
+    Delivery,
+    Eval,
     Evaluation,
     Feedback,
     File,
@@ -27,8 +30,10 @@ from melior.store.rows import (
     Job,
     JobEvent,
     Key,
+    Measure,
     Run,
     Version,
+    Webhook,
 )
 from melior.types import Record, Sampling, Score
 
@@ -50,6 +55,11 @@ TABLES: Mapping[type, Table] = {
     JobEvent: schema.job_events,
     Key: schema.keys,
     Completion: schema.completions,
+    Measure: schema.measures,
+    DatasetRow: schema.dataset_rows,
+    Eval: schema.evals,
+    Webhook: schema.webhooks,
+    Delivery: schema.deliveries,
 }
 CHUNK = 500  # values in one IN (…); SQLite before 3.32 takes 999 in all
 
@@ -174,7 +184,7 @@ def _read(connection: Connection, kind: type[Any], query: Select[Any]) -> list[A
     rows = connection.execute(query).mappings().all()
     if kind is Gate:
         return [_gate(connection, row) for row in rows]
-    build = {Decision: _decision, Grade: _grade, Key: _key}.get(kind)
+    build = {Decision: _decision, Grade: _grade, Key: _key, Webhook: _webhook}.get(kind)
     if build is not None:
         return [build(row) for row in rows]
     names = [field.name for field in fields(kind)]
@@ -217,6 +227,11 @@ def _decision(row: RowMapping) -> Decision:
 def _key(row: RowMapping) -> Key:
     values = {field.name: row[field.name] for field in fields(Key)}
     return Key(**{**values, "scopes": tuple(values["scopes"])})
+
+
+def _webhook(row: RowMapping) -> Webhook:
+    values = {field.name: row[field.name] for field in fields(Webhook)}
+    return Webhook(**{**values, "events": tuple(values["events"])})
 
 
 _SCORE = [field.name for field in fields(Score) if field.name not in ("kind", "usage")]  # told to the caller alone

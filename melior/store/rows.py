@@ -17,6 +17,8 @@ Action = Literal["promote", "rollback"]
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 Wanted = Literal["", "cancel", "pause"]
 Level = Literal["info", "warn", "error"]
+MeasureType = Literal["boolean", "number", "rating", "comment", "demonstration", "preference", "event"]
+DeliveryStatus = Literal["waiting", "delivered", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,31 @@ class Feedback:
     comment: str
     tags: Mapping[str, str]
     created: str
+    replaces_id: str | None = None  # what the same source said before, and takes back with this
+    made_from_id: str | None = None  # the feedback that a person turned into this
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What values a metric of feedback may have; the newest row of a name is in force."""
+
+    id: str
+    name: str
+    type: MeasureType
+    low: float | None
+    high: float | None
+    description: str
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRow:
+    """What one row of a dataset was made of; a row made of several feedbacks has several."""
+
+    dataset_id: str
+    position: int
+    decision_id: str | None
+    feedback_id: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +130,7 @@ class Version:
     method: str
     metrics: Mapping[str, Any]
     created: str
+    deleted: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +203,19 @@ class File:
     expires: str | None
     deleted: str | None
     created: str
+    dataset_id: str | None = None  # of an export
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """What is to be graded and how, again and again: a client's evaluation, of which each run is a job."""
+
+    id: str
+    name: str
+    asked: Mapping[str, Any]
+    labels: Mapping[str, str]
+    deleted: str | None
+    created: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +242,7 @@ class Job:
     finished: str | None
     request_key: str | None
     created: str
+    eval_id: str | None = None  # what it is a run of, where it evaluates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,4 +280,31 @@ class Completion:
     response: Mapping[str, Any]
     labels: Mapping[str, str]
     deleted: str | None
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Webhook:
+    """An address that is told when jobs end."""
+
+    id: str
+    url: str
+    events: tuple[str, ...]
+    secret: str
+    revoked: str | None
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One message to a webhook, and how far it is."""
+
+    id: str
+    webhook_id: str
+    type: str
+    body: Mapping[str, Any]
+    status: DeliveryStatus
+    attempts: int
+    due: str | None
+    error: str
     created: str

@@ -3,10 +3,13 @@
     datasets ◀─ runs ◀─ versions ◀─ evaluations ◀─ gates ◀─ alias_events ◀─ aliases
                  ▲
                  └─ records ◀─ scores, feedback
-    files ◀─ jobs ◀─ job_events            keys            completions
+    files ◀─ jobs ◀─ job_events            keys            completions            measures
+    evals ◀─ jobs                          webhooks ◀─ deliveries
+    datasets ◀─ dataset_rows ─▶ records, feedback
 
 Rows are only added; the exceptions are a run's status, the version an alias points to, who works on a job and how far
-it is, a key that is revoked, and what clients of the OpenAI dialect may change or delete: files, kept completions.
+it is, a key or a webhook that is revoked, a delivery's status, and what clients of the OpenAI dialect may change or
+delete: files, kept completions, evals, and models, which are then answered with no more.
 `sequence` is the order of arrival, `id` what everybody else sees. Times are UTC, ISO 8601, with microseconds, so that
 they sort as text.
 The migrations are the law of what a database holds; a test compares them with this file.
@@ -195,6 +198,28 @@ feedback = _log(
     Column("source", Text, nullable=False),
     _words("comment"),
     _json("tags"),
+    # no foreign keys on what came later to a table: SQLite cannot add one without copying all rows
+    Column("replaces_id", Text, index=True),  # what the same source said before, and takes back with this
+    Column("made_from_id", Text, index=True),  # the feedback that a person turned into this
+)
+
+measures = _log(
+    "measures",
+    Column("name", Text, nullable=False, index=True),  # of a metric; its newest row is in force
+    Column("type", Text, nullable=False),
+    Column("low", Float(53)),
+    Column("high", Float(53)),
+    _words("description"),
+)
+
+dataset_rows = Table(
+    "dataset_rows",
+    metadata,
+    Column("sequence", _COUNTER, primary_key=True, autoincrement=True),
+    _to("datasets", "dataset_id", nullable=False),
+    Column("position", Integer, nullable=False),  # of the row in the dataset, from 0
+    _to("records", "decision_id"),
+    _to("feedback", "feedback_id"),  # one entry for each feedback that a row was made of
 )
 
 versions = _log(
@@ -209,6 +234,7 @@ versions = _log(
     _to("datasets", "dataset_id"),
     Column("method", Text, nullable=False),
     _json("metrics"),
+    Column("deleted", Text),  # when; no longer answered with, and what it decided stays in the log
 )
 
 evaluations = _log(
@@ -272,6 +298,15 @@ files = _log(
     _words("details"),
     Column("expires", Text),
     Column("deleted", Text),  # when; the bytes are gone, what was learnt from them still has its source
+    Column("dataset_id", Text, index=True),  # what the rows of an export are known by
+)
+
+evals = _log(
+    "evals",
+    _words("name"),
+    _json("asked"),
+    _json("labels"),
+    Column("deleted", Text),
 )
 
 jobs = _log(
@@ -294,6 +329,7 @@ jobs = _log(
     _json("labels"),  # the client's own metadata
     Column("finished", Text),
     Column("request_key", Text, unique=True),  # of the request that made it, where it had one
+    Column("eval_id", Text, index=True),  # what it is a run of, where it evaluates
 )
 
 job_events = _log(
@@ -320,4 +356,23 @@ completions = _log(
     _json("response"),
     _json("labels"),
     Column("deleted", Text),
+)
+
+webhooks = _log(
+    "webhooks",
+    _words("url"),
+    _json("events"),
+    Column("secret", Text, nullable=False),  # signs what is sent: both sides must have it, so no hash will do
+    Column("revoked", Text),
+)
+
+deliveries = _log(
+    "deliveries",
+    _to("webhooks", "webhook_id", nullable=False),
+    Column("type", Text, nullable=False),
+    _json("body"),
+    Column("status", Text, nullable=False, index=True),
+    Column("attempts", Integer, nullable=False),
+    Column("due", Text),  # when it is tried next
+    _words("error"),
 )

@@ -6,12 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import create_engine, inspect, text
 
 from melior.errors import StoreError
 from melior.store import Store, default_database
+from melior.store.database import MIGRATIONS
 from melior.store.schema import metadata
 from melior.types import Record
 
@@ -71,7 +74,7 @@ def test_many_may_open_an_empty_database_at_once(url: str) -> None:
 def test_a_newer_schema_is_refused_and_left_alone(url: str) -> None:
     with Store.open(url) as store, store.database.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StoreError, match="schema 9999 and this melior knows up to 0003"):
+    with pytest.raises(StoreError, match="schema 9999 and this melior knows up to 0004"):
         Store.open(url)
     with pytest.raises(StoreError, match="9999"):
         Store.open(url)
@@ -145,15 +148,20 @@ def test_the_default_database_is_in_the_home_of_melior(monkeypatch: pytest.Monke
     assert default_database() == Path.home() / ".melior" / "melior.db"
 
 
-def test_a_database_of_the_first_schema_gains_what_came_since(tmp_path: Path) -> None:
-    path = tmp_path / "old.db"
-    with Store.open(path) as store:
-        with store.database.engine.begin() as connection:
-            connection.exec_driver_sql("ALTER TABLE scores DROP COLUMN decisions")
-            for table in ("completions", "keys", "job_events", "jobs", "files"):
-                connection.exec_driver_sql(f"DROP TABLE {table}")
-            connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
-    with Store.open(path) as store:
-        with store.database.engine.begin() as connection:
-            columns = [row[1] for row in connection.exec_driver_sql("PRAGMA table_info(scores)")]
-        assert "decisions" in columns and store.jobs() == []
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
+def test_a_database_of_an_older_schema_gains_what_came_since(url: str, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        columns = "sequence, id, created, metric, value, source, comment, tags"
+        said = "1, 'fb_1', '2026-01-01T00:00:00.000000Z', 'helpful', 'true', 'ann', '', '{}'"
+        connection.execute(text(f"INSERT INTO feedback ({columns}) VALUES ({said})"))
+    engine.dispose()
+    with Store.open(url) as store:
+        with store.database.read() as connection:
+            assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        [kept] = store.feedback()
+        assert (kept.id, kept.value, kept.replaces_id) == ("fb_1", True, None)
