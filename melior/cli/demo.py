@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import secrets
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +72,23 @@ def show_demo(done: Demo, folder: Path) -> None:
     question = next(iter(done.evaluations.values())).examples[0].inputs
     say("\ntalk to it:")
     say(f'  {program()} chat {promoted["model"]} --store {where} --message "{first_line(question, 120)}"')
+    say("\nserve it, and ask it from another terminal:")
+    for line in serving_lines(promoted["model"], question, where):
+        say(f"  {line}")
+
+
+def serving_lines(model: str, question: Any, store: Path) -> tuple[str, str]:
+    """The command that serves a model and a request that it answers, ready to be pasted, with a token of their own."""
+    token = secrets.token_urlsafe(12)
+    asked = question if isinstance(question, Sequence) and not isinstance(question, str) else [_said(question)]
+    body = json.dumps({"model": model, "messages": list(asked), "max_tokens": 12})
+    request = ["curl", "http://127.0.0.1:8000/v1/chat/completions", "-H", f"Authorization: Bearer {token}"]
+    request += ["-H", "Content-Type: application/json", "-d", body]
+    return f"MELIOR_TOKEN={token} {program()} serve --data {store.parent} --database {store}", shlex.join(request)
+
+
+def _said(question: Any) -> dict[str, str]:
+    return {"role": "user", "content": str(question)}
 
 
 def _row(stage: dict[str, Any]) -> tuple[Any, ...]:
