@@ -288,9 +288,12 @@ class Webhook:
     """An address that is told when jobs end."""
 
     id: str
+    name: str
     url: str
     events: tuple[str, ...]
     secret: str
+    former: str | None  # the secret before it, which signs too until `former_until`
+    former_until: str | None
     revoked: str | None
     created: str
 

@@ -360,9 +360,12 @@ completions = _log(
 
 webhooks = _log(
     "webhooks",
+    _words("name"),
     _words("url"),
     _json("events"),
     Column("secret", Text, nullable=False),  # signs what is sent: both sides must have it, so no hash will do
+    Column("former", Text),  # the secret before it, which signs too until then
+    Column("former_until", Text),
     Column("revoked", Text),
 )
 

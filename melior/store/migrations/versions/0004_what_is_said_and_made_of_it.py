@@ -22,7 +22,7 @@ def upgrade() -> None:
     limits = [sa.Column(name, sa.Float(53)) for name in ("low", "high")]
     _log("measures", [*_text("name", "type", "description"), *limits], indexed=["name"])
     _log("evals", [*_text("name", "asked", "labels"), *_maybe("deleted")])
-    _log("webhooks", [*_text("url", "events", "secret"), *_maybe("revoked")])
+    _log("webhooks", [*_text("name", "url", "events", "secret"), *_maybe("former", "former_until", "revoked")])
     sent = [
         *_text("webhook_id", "type", "body", "status", "error"),
         *_maybe("due"),
