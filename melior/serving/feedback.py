@@ -37,7 +37,7 @@ class Given(BaseModel):
 
 
 @router.post("")
-def give(
+async def give(
     request: Request,
     given: Given,
     key: Key = Depends(needs("feedback")),  # noqa: B008  so FastAPI has it
@@ -63,7 +63,7 @@ def give(
         tags=given.tags,
         feedback_id=given.feedback_id or idempotency_key,
     )
-    row = service.writer.write(said)
+    row = await service.writer.write(said)
     service.metrics.feedback.labels(given.metric_name).inc()
     return {"feedback_id": row.id}
 

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
@@ -82,10 +83,10 @@ def _has_keys(store: Store) -> bool:
     return any(key.revoked is None for key in known)
 
 
-def needs(scope: Scope) -> Callable[[Request], Key]:
+def needs(scope: Scope) -> Callable[[Request], Awaitable[Key]]:
     """A dependency of a route: the caller's key, which has the scope."""
 
-    def check(request: Request) -> Key:
+    async def check(request: Request) -> Key:  # async: it has nothing to wait for, and a thread would cost more
         key: Key = request.scope["melior.key"]
         if scope not in key.scopes and "admin" not in key.scopes:
             raise Problem(403, f"this key may {', '.join(key.scopes) or 'nothing'}, and this needs {scope}")
@@ -149,7 +150,7 @@ class Guard:
 
         body = _Body(receive, self._most(scope))
         try:
-            self._check(scope)
+            await self._check(scope)
             await self.app(scope, body.receive, body.unless_too_long(sending))
             body.check()
         except Problem as problem:
@@ -160,7 +161,7 @@ class Guard:
                 told = f"something went wrong here; the server's log says what, at {name}"
                 await Problem(500, told).answer()(scope, receive, sending)
 
-    def _check(self, scope: Any) -> None:
+    async def _check(self, scope: Any) -> None:
         headers = Headers(scope=scope)
         host = _name(headers.get("host", ""))
         if host not in self.hosts and host not in LOOPBACK:
@@ -173,17 +174,17 @@ class Guard:
         kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not token.strip():
             raise Problem(401, "no token came with this request; send Authorization: Bearer …")
-        scope["melior.key"] = key = self._key(hash_of(token.strip()))
+        scope["melior.key"] = key = await self._key(hash_of(token.strip()))
         self._spend(key.id)
         size = headers.get("content-length", "0")
         if size.isdigit() and int(size) > self._most(scope):
             raise Problem(413, f"{int(size):,} bytes are more than the {self._most(scope):,} this path takes")
 
-    def _key(self, hash: str) -> Key:
+    async def _key(self, hash: str) -> Key:
         with self.lock:
             found = self.keys.get(hash)
         if found is None or time.monotonic() > found[0]:
-            key = self.store.key_of(hash)
+            key = await anyio.to_thread.run_sync(self.store.key_of, hash)
             if key is None:
                 raise Problem(401, "this token is not known here, or was revoked")
             found = (time.monotonic() + KNOWN_S, key)

@@ -1,15 +1,16 @@
-"""feedback of many requests, made durable together
+"""what many requests bring, made durable together
 
 One transaction holds all that arrived while the one before was being written, so a disk that takes four milliseconds to
-be sure does not mean two hundred and fifty opinions a second.
+be sure does not mean two hundred and fifty opinions a second. What waits is bounded: beyond that a client is told to
+come again, which is kinder than an answer that comes after it has given up.
 """
 
 from __future__ import annotations
 
-import queue
+import asyncio
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from melior.serving.problems import Problem
@@ -18,7 +19,18 @@ from melior.store.log import Said
 from melior.store.rows import Feedback
 
 MOST = 256  # of one transaction
+MOST_WAITING = 1_024  # more than this would wait for seconds
 WAIT_S = 30.0  # for the database to say that it is sure
+AGAIN_S = 1  # when to come again
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One thing to write, and whom to tell."""
+
+    said: Said
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Feedback]
 
 
 @dataclass
@@ -26,52 +38,75 @@ class Writer:
     """A thread that writes what many requests bring, in as few transactions as it can."""
 
     store: Store
-    waiting: queue.Queue[tuple[Said, Future[Feedback]] | None] = field(default_factory=queue.Queue)
+    most_waiting: int = MOST_WAITING
+    waiting: deque[Asked] = field(default_factory=deque)
+    awake: threading.Condition = field(default_factory=threading.Condition)
+    stopped: bool = False
     thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begins to write."""
+        self.stopped = False
         self.thread = threading.Thread(target=self._work, name="feedback", daemon=True)
         self.thread.start()
 
     def stop(self) -> None:
         """Writes what is left, and ends."""
-        self.waiting.put(None)
+        with self.awake:
+            self.stopped = True
+            self.awake.notify()
         if self.thread is not None:
             self.thread.join()
 
-    def write(self, said: Said) -> Feedback:
+    async def write(self, said: Said) -> Feedback:
         """The row, once it is durable.
 
         Raises:
             StoreError: if the store refuses it.
+            Problem: if too much waits already, or the database does not answer.
         """
-        future: Future[Feedback] = Future()
-        self.waiting.put((said, future))
+        loop = asyncio.get_running_loop()
+        asked = Asked(said, loop, loop.create_future())
+        with self.awake:
+            if self.stopped:
+                raise Problem(503, "this server is stopping; ask another", retry=True)
+            if len(self.waiting) >= self.most_waiting:
+                told = f"{len(self.waiting):,} others wait to be written; send it again in {AGAIN_S} s"
+                raise Problem(503, told, code="overloaded", retry=True, headers={"retry-after": str(AGAIN_S)})
+            self.waiting.append(asked)
+            self.awake.notify()
         try:
-            return future.result(WAIT_S)
+            return await asyncio.wait_for(asked.future, WAIT_S)
         except TimeoutError:
             told = f"the database has not answered for {WAIT_S:.0f} s; send it again, it will be kept once"
-            raise Problem(503, told, retry=True) from None
+            raise Problem(503, told, retry=True, headers={"retry-after": str(AGAIN_S)}) from None
 
     def _work(self) -> None:
-        while (first := self.waiting.get()) is not None:
-            batch = [first]
-            last = False
-            while len(batch) < MOST and not self.waiting.empty():
-                item = self.waiting.get()
-                if item is None:
-                    last = True
-                    break
-                batch.append(item)
+        while batch := self._next():
             self._write(batch)
-            if last:
-                return
 
-    def _write(self, batch: Sequence[tuple[Said, Future[Feedback]]]) -> None:
+    def _next(self) -> Sequence[Asked]:
+        """What is written next; nothing when there will be no more."""
+        with self.awake:
+            while not (self.waiting or self.stopped):
+                self.awake.wait()
+            return [self.waiting.popleft() for _ in range(min(MOST, len(self.waiting)))]
+
+    def _write(self, batch: Sequence[Asked]) -> None:
         try:
-            results: Sequence[Feedback | Exception] = self.store.add_feedbacks([said for said, _ in batch])
+            results: Sequence[Feedback | Exception] = self.store.add_feedbacks([asked.said for asked in batch])
         except Exception as error:  # of the database: nobody's is kept
             results = [error] * len(batch)
-        for (_, future), result in zip(batch, results, strict=True):
-            future.set_exception(result) if isinstance(result, Exception) else future.set_result(result)
+        for loop in {asked.loop for asked in batch}:
+            told = [(asked.future, result) for asked, result in zip(batch, results, strict=True) if asked.loop is loop]
+            try:
+                loop.call_soon_threadsafe(_tell, told)
+            except RuntimeError:  # the loop has ended, and with it all who would hear
+                continue
+
+
+def _tell(results: Iterable[tuple[asyncio.Future[Feedback], Feedback | Exception]]) -> None:
+    for future, result in results:
+        if future.done():  # whoever asked has left
+            continue
+        future.set_exception(result) if isinstance(result, Exception) else future.set_result(result)

@@ -1,0 +1,174 @@
+"""offers a server requests at a given rate, and tells how long they took, seen from when they should have been sent
+
+    MELIOR_TOKEN=… python tests/soak/load.py http://127.0.0.1:8000 /v1/feedback --rate 300 --seconds 20 \\
+        --body '{"metric_name": "helpful", "value": true, "episode_id": "load"}'
+
+Arrivals are drawn beforehand (a Poisson process of a seed), and a request that had to wait for a free connection, or
+for a slow server, has waited: its latency counts from its arrival, so a server that stalls cannot hide it by being sent
+less. It runs in a process of its own, asks 127.0.0.1 only, and ends by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+MOST_S = 600  # of one offer, however long it was asked to be
+PATIENCE_S = 35.0  # for one answer: the server's own limit is 30 s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What is sent, how often, for how long."""
+
+    url: str
+    path: str
+    body: str
+    token: str
+    rate: float  # requests per second, on average
+    seconds: float
+    connections: int = 64
+    seed: int = 0
+    key: str = ""  # the beginning of an Idempotency-Key of each request's own
+
+    def __post_init__(self) -> None:
+        if urlsplit(self.url).hostname != "127.0.0.1":
+            raise SystemExit(f"{self.url} is not this machine; load is offered to 127.0.0.1 only")
+        if not (0 < self.seconds <= MOST_S and self.rate > 0):
+            raise SystemExit(f"a rate above 0 for up to {MOST_S} s, not {self.rate} for {self.seconds} s")
+
+    def arrivals(self) -> list[float]:
+        """Seconds from the beginning at which requests should be sent."""
+        chance, now, times = random.Random(self.seed), 0.0, []
+        while (now := now + chance.expovariate(self.rate)) < self.seconds:
+            times.append(now)
+        return times
+
+    def request(self, number: int) -> bytes:
+        """One request as it goes over the wire."""
+        content = self.body.replace("{number}", str(number)).encode()
+        key = f"Idempotency-Key: {self.key}{number}\r\n" if self.key else ""
+        head = (
+            f"POST {self.path} HTTP/1.1\r\nHost: {urlsplit(self.url).netloc}\r\nAuthorization: Bearer {self.token}\r\n"
+            f"Content-Type: application/json\r\n{key}Content-Length: {len(content)}\r\n\r\n"
+        )
+        return head.encode() + content
+
+
+@dataclass
+class Told:
+    """What came of it."""
+
+    latencies: list[float] = field(default_factory=list)  # seconds, of answers with status 200, from their arrival
+    served: list[float] = field(default_factory=list)  # the same from when they were sent
+    statuses: Counter[str] = field(default_factory=Counter)
+    retry_after: int = 0  # refusals that say when to come again
+
+    def summary(self, offer: Offer, seconds: float) -> dict[str, object]:
+        """As JSON."""
+        return {
+            "path": offer.path,
+            "offered_per_s": offer.rate,
+            "connections": offer.connections,
+            "requests": sum(self.statuses.values()),
+            "seconds": round(seconds, 2),
+            "statuses": dict(sorted(self.statuses.items())),
+            "answered_per_s": round(len(self.latencies) / seconds, 1),
+            "latency_ms": quantiles(self.latencies),
+            "service_ms": quantiles(self.served),
+            "refusals_with_retry_after": self.retry_after,
+        }
+
+
+def quantiles(seconds: Sequence[float]) -> dict[str, float]:
+    """p50, p95, p99 and the longest, in milliseconds."""
+    ordered = sorted(seconds)
+    if not ordered:
+        return {}
+    at = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+    told = {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in at.items()}
+    return {name: round(value * 1000, 2) for name, value in {**told, "max": ordered[-1]}.items()}
+
+
+async def send(offer: Offer) -> dict[str, object]:
+    """The summary of an offer, made."""
+    told, waiting = Told(), asyncio.Queue[tuple[float, bytes] | None]()
+    arrivals = [(at, offer.request(number)) for number, at in enumerate(offer.arrivals())]
+    lines = [asyncio.create_task(_line(offer, waiting, told)) for _ in range(offer.connections)]
+    began = time.perf_counter()
+    for at, request in arrivals:
+        if (early := began + at - time.perf_counter()) > 0:
+            await asyncio.sleep(early)
+        waiting.put_nowait((began + at, request))
+    for _ in lines:
+        waiting.put_nowait(None)
+    await asyncio.wait(lines, timeout=PATIENCE_S)
+    for line in lines:
+        line.cancel()
+    while not waiting.empty():
+        if waiting.get_nowait() is not None:
+            told.statuses["never sent"] += 1
+    return told.summary(offer, time.perf_counter() - began)
+
+
+async def _line(offer: Offer, waiting: asyncio.Queue[tuple[float, bytes] | None], told: Told) -> None:
+    """One connection, opened anew where it breaks."""
+    place, stream = urlsplit(offer.url), None
+    while (item := await waiting.get()) is not None:
+        due, request = item
+        try:
+            if stream is None:
+                stream = await asyncio.open_connection(place.hostname, place.port)
+            sent = time.perf_counter()
+            status, retry = await asyncio.wait_for(_exchange(*stream, request), PATIENCE_S)
+        except (OSError, ValueError, asyncio.IncompleteReadError, TimeoutError) as error:
+            told.statuses[type(error).__name__] += 1
+            if stream is not None:
+                stream[1].close()
+            stream = None
+            continue
+        ended = time.perf_counter()
+        told.statuses[status] += 1
+        told.retry_after += retry
+        if status == "200":
+            told.latencies.append(ended - due)
+            told.served.append(ended - sent)
+    if stream is not None:
+        stream[1].close()
+
+
+async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> tuple[str, bool]:
+    """The status of one answer, and whether it names a time to come again."""
+    writer.write(request)
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
+    await reader.readexactly(int(length or b"0"))
+    return head.split(b" ", 2)[1].decode(), b"\r\nretry-after:" in head
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("url")
+    parser.add_argument("path")
+    parser.add_argument("--body", required=True, help="JSON; {number} becomes the request's number")
+    parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--key", default="", help="the beginning of each request's Idempotency-Key")
+    offer = Offer(token=os.environ.get("MELIOR_TOKEN", ""), **vars(parser.parse_args()))
+    json.dump(asyncio.run(send(offer)), sys.stdout, indent=1)
+    print()
+
+
+if __name__ == "__main__":
+    main()
