@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from melior.errors import NotFound
+from melior.store.query import Order, Page
 
 T = TypeVar("T")
-Order = Literal["asc", "desc"]
 MOST = 10_000  # objects of a page, as OpenAI has it for files
 
 
@@ -27,7 +27,9 @@ def page(
     order: Order = "desc",
     name: Callable[[T], str] = lambda row: row.id,  # type: ignore[attr-defined]
 ) -> dict[str, Any]:
-    """One page of a list. `rows` come the oldest first; `after` is the id that the page before ended with.
+    """One page of a short list that is in memory; `page_of` is for what a table holds.
+
+    `rows` come the oldest first; `after` is the id that the page before ended with.
 
     Raises:
         NotFound: if `after` is in no page.
@@ -39,11 +41,16 @@ def page(
         if after not in places:
             raise NotFound(f"there is no {after!r} in this list to go on after")
         start = places[after] + 1
-    shown = [tell(row) for row in ordered[start : start + limit]]
+    return page_of(Page(ordered[start : start + limit], len(ordered) > start + limit), tell)
+
+
+def page_of(found: Page[T], tell: Callable[[T], dict[str, Any]]) -> dict[str, Any]:
+    """A page that the store has read (`fetch_page`), as the dialect has it."""
+    shown = [tell(row) for row in found.rows]
     return {
         "object": "list",
         "data": shown,
-        "has_more": len(ordered) > start + limit,
+        "has_more": found.more,
         "first_id": shown[0]["id"] if shown else None,
         "last_id": shown[-1]["id"] if shown else None,
     }

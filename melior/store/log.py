@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, select
+from sqlalchemy import ColumnElement, Connection, Text, and_, exists, select, type_coerce
 from sqlalchemy.exc import IntegrityError
 
 from melior.errors import StoreError
@@ -190,10 +190,24 @@ class Log(Rows):
         return results
 
     def feedback(
-        self, *, metric: str | None = None, decision_id: str | None = None, episode_id: str | None = None
+        self,
+        *,
+        metric: str | None = None,
+        decision_id: str | None = None,
+        episode_id: str | None = None,
+        in_force: bool = False,
     ) -> list[Feedback]:
-        """What people and systems said."""
-        return self._list(Feedback, metric=metric, decision_id=decision_id, episode_id=episode_id)
+        """What people and systems said; `in_force` leaves out what was corrected or taken back since."""
+        where = [counts()] if in_force else []
+        with self.database.read() as connection:
+            return fetch(connection, Feedback, *where, metric=metric, decision_id=decision_id, episode_id=episode_id)
+
+
+def counts() -> ColumnElement[bool]:
+    """Whether a row of feedback is in force: nothing replaces it, and it is no taking back itself."""
+    table, later = schema.feedback, schema.feedback.alias("later")
+    taken_back = and_(table.c.replaces_id.is_not(None), type_coerce(table.c.value, Text) == "null")
+    return and_(~exists().where(later.c.replaces_id == table.c.id), ~taken_back)
 
 
 def _feedback(said: Said) -> Feedback | StoreError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
-from datetime import UTC, datetime
-from typing import Any, TypeVar, get_args
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, Table, func, insert, select
 
@@ -38,6 +38,7 @@ from melior.store.rows import (
 from melior.types import Record, Sampling, Score
 
 Kind = TypeVar("Kind")
+Order = Literal["asc", "desc"]  # of arrival
 
 TABLES: Mapping[type, Table] = {
     Dataset: schema.datasets,
@@ -71,7 +72,13 @@ def new_id(prefix: str) -> str:
 
 def now() -> str:
     """The time in UTC, as the store writes it."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return later(0)
+
+
+def later(seconds: float) -> str:
+    """The time so many seconds from now, as the store writes it."""
+    then = datetime.now(UTC) + timedelta(seconds=seconds)
+    return then.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def add(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -119,6 +126,47 @@ def fetch(
     return _read(connection, kind, query.order_by(*_arrival(table)))
 
 
+@dataclass(frozen=True)
+class Page(Generic[Kind]):
+    """Some rows of a list, and whether there are more behind them."""
+
+    rows: list[Kind]
+    more: bool
+
+
+def fetch_page(
+    connection: Connection,
+    kind: type[Kind],
+    /,
+    *where: ColumnElement[bool],
+    after: str | None = None,
+    limit: int = 20,
+    order: Order = "desc",
+    **equal: Any,
+) -> Page[Kind]:
+    """Up to `limit` rows behind the one with the id `after`; a keyword that is None does not filter.
+
+    The database reads no more than it hands out, and what arrives meanwhile shifts no page. `after` itself may fit no
+    longer: what was deleted since the page before still says where that page ended.
+
+    Raises:
+        NotFound: if nothing has the id `after`.
+    """
+    table = TABLES[kind]
+    query = select(table).where(*where)
+    for name, value in equal.items():
+        if value is not None:
+            query = query.where(table.c[name] == value)
+    if after is not None:
+        place = connection.scalar(select(table.c.sequence).where(table.c.id == after))
+        if place is None:
+            raise NotFound(f"there is no {after!r} in this list to go on after")
+        query = query.where(table.c.sequence > place if order == "asc" else table.c.sequence < place)
+    ordered = query.order_by(table.c.sequence if order == "asc" else table.c.sequence.desc())
+    rows = _read(connection, kind, ordered.limit(limit + 1))
+    return Page(rows[:limit], len(rows) > limit)
+
+
 def find(connection: Connection, kind: type[Kind], reference: str) -> Kind:
     """The row with this id, or the only one whose id begins so.
 
@@ -151,6 +199,19 @@ class Rows:
     def _list(self, kind: type[Kind], /, **equal: Any) -> list[Kind]:
         with self.database.read() as connection:
             return fetch(connection, kind, **equal)
+
+    def _page(
+        self,
+        kind: type[Kind],
+        /,
+        *where: ColumnElement[bool],
+        after: str | None = None,
+        limit: int = 20,
+        order: Order = "desc",
+        **equal: Any,
+    ) -> Page[Kind]:
+        with self.database.read() as connection:
+            return fetch_page(connection, kind, *where, after=after, limit=limit, order=order, **equal)
 
     def _among(self, kind: type[Kind], column: ColumnElement[str], ids: Sequence[str], /, **equal: Any) -> list[Kind]:
         found: list[Kind] = []
