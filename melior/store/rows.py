@@ -31,6 +31,7 @@ class Dataset:
     path: str
     rows: int
     created: str
+    details: Mapping[str, Any] | None = None  # of an export: what was asked for and what was left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ class Feedback:
     created: str
     replaces_id: str | None = None  # what the same source said before, and takes back with this
     made_from_id: str | None = None  # the feedback that a person turned into this
+    given_by: str = ""  # the name of the key that brought it, whatever source it named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +216,7 @@ class Eval:
     name: str
     asked: Mapping[str, Any]
     labels: Mapping[str, str]
+    updated: str
     deleted: str | None
     created: str
 
@@ -243,6 +246,7 @@ class Job:
     request_key: str | None
     created: str
     eval_id: str | None = None  # what it is a run of, where it evaluates
+    deleted: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

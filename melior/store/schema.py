@@ -140,6 +140,7 @@ datasets = _log(
     Column("kind", Text, nullable=False),
     Column("path", Text, nullable=False),
     Column("rows", Integer, nullable=False),
+    Column("details", Json),  # of an export: what was asked for and what was left out
     Index("uq_datasets_fingerprint_kind", "fingerprint", "kind", unique=True),
 )
 
@@ -187,6 +188,7 @@ scores = _log(
     _json("parts"),
     Column("seconds", Float(53), nullable=False),
     Column("decisions", Floats),  # NULL where the grader does not tell them apart
+    Column("usage", Json),  # judge model → tokens; NULL in rows of before
 )
 
 feedback = _log(
@@ -199,8 +201,10 @@ feedback = _log(
     _words("comment"),
     _json("tags"),
     # no foreign keys on what came later to a table: SQLite cannot add one without copying all rows
-    Column("replaces_id", Text, index=True),  # what the same source said before, and takes back with this
+    Column("replaces_id", Text),  # what the same source said before, and takes back with this
     Column("made_from_id", Text, index=True),  # the feedback that a person turned into this
+    Column("given_by", Text, nullable=False, server_default=""),  # the name of the key that brought it
+    Index("uq_feedback_replaces_id", "replaces_id", unique=True),  # of two corrections of one thing the first stands
 )
 
 measures = _log(
@@ -306,6 +310,7 @@ evals = _log(
     _words("name"),
     _json("asked"),
     _json("labels"),
+    Column("updated", Text, nullable=False),
     Column("deleted", Text),
 )
 
@@ -330,6 +335,7 @@ jobs = _log(
     Column("finished", Text),
     Column("request_key", Text, unique=True),  # of the request that made it, where it had one
     Column("eval_id", Text, index=True),  # what it is a run of, where it evaluates
+    Column("deleted", Text),
 )
 
 job_events = _log(

@@ -17,11 +17,15 @@ def upgrade() -> None:
     linked = ("feedback", "replaces_id"), ("feedback", "made_from_id"), ("files", "dataset_id"), ("jobs", "eval_id")
     for table, column in linked:
         op.add_column(table, sa.Column(column, sa.Text))
-        op.create_index(f"ix_{table}_{column}", table, [column])
-    op.add_column("versions", sa.Column("deleted", sa.Text))
+        if column != "replaces_id":
+            op.create_index(f"ix_{table}_{column}", table, [column])
+    op.create_index("uq_feedback_replaces_id", "feedback", ["replaces_id"], unique=True)
+    op.add_column("feedback", sa.Column("given_by", sa.Text, nullable=False, server_default=""))
+    for table, column in (("versions", "deleted"), ("jobs", "deleted"), ("scores", "usage")):
+        op.add_column(table, sa.Column(column, sa.Text))
     limits = [sa.Column(name, sa.Float(53)) for name in ("low", "high")]
     _log("measures", [*_text("name", "type", "description"), *limits], indexed=["name"])
-    _log("evals", [*_text("name", "asked", "labels"), *_maybe("deleted")])
+    _log("evals", [*_text("name", "asked", "labels", "updated"), *_maybe("deleted")])
     _log("webhooks", [*_text("name", "url", "events", "secret"), *_maybe("former", "former_until", "revoked")])
     sent = [
         *_text("webhook_id", "type", "body", "status", "error"),
