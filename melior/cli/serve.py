@@ -26,6 +26,9 @@ def serve(
     allow_origin: list[str] = typer.Option(
         [], "--allow-origin", help="A page that may ask, such as https://a.example."
     ),
+    reward: list[str] = typer.Option(
+        [], "--reward", help="NAME=FUNCTION: what graders of type lambda may name; a file, module:name, URL or ARN."
+    ),
     work: bool = typer.Option(True, "--work/--no-work", help="Whether jobs are done here, or by other workers."),
 ) -> None:
     """Serve the OpenAI dialect, and melior's own words for feedback, on one port.
@@ -62,6 +65,7 @@ def serve(
             database=where,
             hosts=frozenset(name.lower() for name in (*allow_host, *([] if host == "0.0.0.0" else [host]))),
             origins=frozenset(allow_origin),
+            rewards=dict(reward_function(one) for one in reward),
             work=work,
         )
         say(f"serving   http://{host}:{port}/v1  (base_url of an OpenAI client)")
@@ -96,6 +100,24 @@ def add(
         return say_json({"id": key.id, "name": name, "scopes": scope, "token": token})
     say(f"{key.id}  {', '.join(scope)}")
     say(f"token  {token}  (shown this once)")
+
+
+def reward_function(told: str) -> tuple[str, str]:
+    """NAME=FUNCTION as a name and a function that can be found from anywhere.
+
+    Raises:
+        ConfigError: if it is not of this form, or its file is not there.
+    """
+    name, equals, function = told.rpartition("=") if "://" not in told else told.partition("=")
+    if not (name and equals and function):
+        raise ConfigError(f"--reward {told!r} is not NAME=FUNCTION, such as polite=rewards.py:lambda_handler")
+    file, end, handler = function.partition(".py")
+    if end and "://" not in function:
+        place = Path(f"{file}.py").expanduser().absolute()
+        if not place.is_file():
+            raise ConfigError(f"--reward {name}: there is no file {place}")
+        return name, f"{place}{handler}"
+    return name, function
 
 
 @keys.command("list")

@@ -1,7 +1,8 @@
 """/v1/fine_tuning/alpha/graders: what a grader says of one output, before anything is trained on it
 
-A grader that comes over HTTP is a stranger's: it may compute, ask models of our registry, and run Python in the
-sandbox. It may not name files or functions of this machine, nor addresses that we would call for it.
+A grader that comes over HTTP is a stranger's: it may compute, ask models of our registry, run Python in the sandbox,
+and use the reward functions that the operator gave names (`melior serve --reward NAME=FUNCTION`). It may not name
+files or functions of this machine, nor addresses that we would call for it.
 """
 
 from __future__ import annotations
@@ -77,10 +78,25 @@ def from_client(service: Service, grader: Any, param: str = "grader") -> dict[st
             made["model"] = version_of(service, str(made.get("model"))).folder
         except StoreError as error:
             raise Problem(400, str(error), param=f"{param}.model", code="model_not_found") from error
+    elif kind == "lambda":
+        made |= {"lambda": {"function": _reward_function(service, grader, param)}}
+        made.pop("function", None)
     elif kind not in (*PLAIN, "multi"):
-        known = ", ".join((*PLAIN, *JUDGES, "multi"))
+        known = ", ".join((*PLAIN, *JUDGES, "lambda", "multi"))
         raise Problem(400, f"grader type {kind!r} is not served; types are {known}", param=f"{param}.type")
     return made
+
+
+def _reward_function(service: Service, grader: Mapping[str, Any], param: str) -> str:
+    """What the operator meant by the name, perhaps an ARN, that a client gives a function."""
+    section = grader.get("lambda")
+    name = section.get("function") if isinstance(section, Mapping) else grader.get("function")
+    found = service.settings.rewards.get(name) if isinstance(name, str) else None
+    if found is None:
+        known = ", ".join(service.settings.rewards) or "none"
+        told = f"{name!r} is no reward function of this server (there are: {known}); melior serve --reward adds one"
+        raise Problem(400, told, param=f"{param}.lambda.function")
+    return found
 
 
 def _answered(call: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Settings:
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
+    rewards: Mapping[str, str] = field(default_factory=dict)  # what clients call a reward function → the function
     work: bool = True  # whether jobs are done here too; other workers may share the database
 
 

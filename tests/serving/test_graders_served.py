@@ -10,6 +10,8 @@ import openai
 import pytest
 from live import Live
 
+from melior.cli.serve import reward_function
+from melior.errors import ConfigError
 from melior.registry import Registry
 
 CHECK = {
@@ -55,7 +57,10 @@ def test_a_judge_is_a_model_of_the_registry(server: Live, folder_of: Callable[..
     ("grader", "told"),
     [
         ({"type": "function", "function": "os:system"}, "'function' is not served"),
-        ({"type": "lambda", "lambda": {"function": "/tmp/x.py:grade"}}, "'lambda' is not served"),
+        (
+            {"type": "lambda", "lambda": {"function": "/tmp/x.py:grade"}},
+            "is no reward function of this server",
+        ),
         ({"type": "http", "url": "http://127.0.0.1:1/"}, "'http' is not served"),
         ({"type": "learned", "model": "/etc"}, "there is no model '/etc'"),
         ({**BOTH, "graders": {"right": CHECK, "long": {"type": "function", "function": "os:system"}}}, "not served"),
@@ -86,3 +91,39 @@ def test_python_that_fails_says_so_and_gives_no_reward(server: Live) -> None:
     broken: Any = {"type": "python", "name": "broken", "source": "def grade(sample, item):\n    return 1 / 0"}
     told = server.client().fine_tuning.alpha.graders.run(grader=broken, model_sample="7", item={})
     assert told.reward is None and told.metadata.errors.python_grader_runtime_error
+
+
+ARN = "arn:aws:lambda:us-west-2:123456789012:function:my-reward-function"
+HANDLER = """
+def lambda_handler(event, context):
+    return [
+        {"id": one["id"], "aggregate_reward_score": len(one["messages"][-1]["content"]) / one["metadata"]["most"]}
+        for one in event
+    ]
+"""
+
+
+@pytest.mark.parametrize("how", ["nested", "flat"])
+def test_a_reward_function_has_the_name_that_the_operator_gave_it(
+    live: Callable[..., Live], tmp_path: Path, how: str
+) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text(HANDLER)
+    server = live(rewards=dict([reward_function(f"{ARN}={file}")]))
+    named = {"lambda": {"function": ARN}} if how == "nested" else {"function": ARN}
+    asked: Any = {"type": "lambda", "name": "short", **named}
+    told = server.client().fine_tuning.alpha.graders.run(grader=asked, model_sample="four", item={"most": 8})
+    assert told.reward == 0.5, told
+    shown = server.client().fine_tuning.alpha.graders.validate(grader=asked).to_dict()
+    assert str(file) not in str(shown)
+
+
+@pytest.mark.parametrize("told", ["rewards.py", "=rewards.py", "polite=", "polite=nowhere.py:grade"])
+def test_a_reward_function_that_cannot_be_is_told_at_the_start(told: str) -> None:
+    with pytest.raises(ConfigError, match="--reward"):
+        reward_function(told)
+
+
+def test_addresses_may_have_signs_of_their_own() -> None:
+    assert reward_function("a=https://x.example/f?key=1") == ("a", "https://x.example/f?key=1")
+    assert reward_function(f"{ARN}=module:grade") == (ARN, "module:grade")
