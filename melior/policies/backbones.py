@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, A
 from melior.errors import ConfigError, LayoutError, ModelError
 from melior.policies.forest import grow
 from melior.policies.head import Head
+from melior.policies.mixing import Mixture
 from melior.policies.norms import fuse_norms
 from melior.policies.weights import resolve
 
@@ -137,6 +138,7 @@ class CausalBackbone:
         self.side: Literal["right", "left"] = "right"  # of the padding
         self.nodes = 0  # tokens computed since the start, and what padded rows would have cost
         self.padded_tokens = 0
+        self.mixture: Mixture | None = None  # of adapters, where several share this model
 
     # ------------------------------------------------------------------ what it is
 
@@ -184,6 +186,10 @@ class CausalBackbone:
     def architecture(self) -> str:
         config = self.config
         return f"{config.model_type}:{config.hidden_size}x{config.num_hidden_layers}:{config.vocab_size}"
+
+    def adapted_by(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """Inside, row i of a pass is computed with the adapter names[i]; one name is for all rows, "" is none."""
+        return nullcontext() if self.mixture is None else self.mixture.rows(names)
 
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Trainable parameters by name."""
