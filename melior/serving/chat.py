@@ -6,6 +6,7 @@ log-probs, by which version. A completion's id is the id of its first choice's d
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
@@ -111,8 +112,8 @@ class Asked(BaseModel):
 class Answering:
     """One request while it is answered."""
 
-    def __init__(self, service: Service, asked: Asked) -> None:
-        """Raises Problem if it cannot be answered."""
+    def __init__(self, service: Service, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
+        """Raises Problem if it cannot be answered. The answer arrives in the loop; this itself may take a while."""
         asked.check()
         self.service, self.asked = service, asked
         self.id, self.created = f"chatcmpl_{secrets.token_hex(12)}", int(time.time())
@@ -122,16 +123,20 @@ class Answering:
             self.voice: Voice = service.voices.of(self.version)
             room = self.voice.policy.max_length - len(self.voice.policy.renderer.context(asked.inputs))
             self.settings = asked.sampling(room)
-            self.ticket: Ticket = self.voice.ask(asked.inputs, self.settings, streams=bool(asked.stream))
+            self.ticket: Ticket = self.voice.ask(asked.inputs, self.settings, streams=bool(asked.stream), loop=loop)
         except DataError as error:
             code = "context_length_exceeded" if "exceed the context" in str(error) else None
             raise Problem(400, str(error), param="messages", code=code) from error
         self.samples: list[Sample] = []
 
-    def whole(self) -> dict[str, Any]:
+    async def whole(self) -> dict[str, Any]:
         """The answer, once it is complete and in the log."""
-        self.samples = [piece.sample for piece in self.ticket.read() if piece.sample is not None]
-        return self.kept()
+        try:
+            self.samples = [piece.sample async for piece in self.ticket.read() if piece.sample is not None]
+        finally:
+            if self.ticket.left:
+                self.voice.cancel(self.ticket)
+        return await anyio.to_thread.run_sync(self.kept)
 
     def kept(self) -> dict[str, Any]:
         """The answer as the dialect has it; written to the log first."""
@@ -203,12 +208,11 @@ class Answering:
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The answer in pieces, as server-sent events; a client that leaves has its request cancelled."""
-        pieces = self.ticket.read()
         done = False
         try:
             for number in range(self.settings.n):
                 yield self.event(number, {"role": "assistant", "content": ""})
-            while (piece := await anyio.to_thread.run_sync(next, pieces, None)) is not None:
+            async for piece in self.ticket.read():
                 if piece.sample is not None:
                     self.samples.append(piece.sample)
                     yield self.event(piece.number, {}, sample=piece.sample)
@@ -221,6 +225,8 @@ class Answering:
             yield b"data: [DONE]\n\n"
         except MeliorError as error:
             yield _sent(problem_of(error).body)
+        except Problem as problem:
+            yield _sent(problem.body)
         finally:
             if not done:
                 self.voice.cancel(self.ticket)
@@ -234,15 +240,15 @@ class Answering:
 
 
 @router.post("", dependencies=[Depends(needs("infer"))])
-def create(request: Request, asked: Asked) -> Any:
+async def create(request: Request, asked: Asked) -> Any:
     """An answer."""
     service: Service = request.app.state.service
     if service.draining.is_set():
         raise Problem(503, "this server is stopping; ask another", retry=True)
-    answering = Answering(service, asked)
+    answering = await anyio.to_thread.run_sync(Answering, service, asked, asyncio.get_running_loop())
     if asked.stream:
         return StreamingResponse(answering.stream(), media_type="text/event-stream")
-    return answering.whole()
+    return await answering.whole()
 
 
 @router.get("", dependencies=[Depends(needs("read"))])

@@ -6,22 +6,25 @@ goes away is cancelled, and what it would have cost is left to the others.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from melior.errors import DataError, MeliorError
 from melior.policies.engine import Engine, Request, Sample
 from melior.policies.kinds import load_policy
+from melior.serving.problems import Problem
 from melior.store.rows import Version
 from melior.types import Sampling
 
 log = logging.getLogger(__name__)
 
+MOST_ASKED = 256  # requests that one voice has taken and not answered: beyond, it would not answer within a minute
+AGAIN_S = 2  # when to come again
 LOADED = 2  # models that are held at once; the one that was asked least lately goes first
 HALF = "\N{REPLACEMENT CHARACTER}"  # what a character looks like before its last byte has come
 
@@ -37,25 +40,34 @@ class Piece:
 
 @dataclass
 class Ticket:
-    """One request, and where its pieces arrive."""
+    """One request, and where its pieces arrive: in the event loop that asked, where waiting costs no thread."""
 
     id: int
+    loop: asyncio.AbstractEventLoop
     context: tuple[int, ...]
     settings: Sampling
     streams: bool
-    pieces: queue.Queue[Piece | BaseException] = field(default_factory=queue.Queue)
+    pieces: asyncio.Queue[Piece | BaseException] = field(default_factory=asyncio.Queue)
     told: dict[int, str] = field(default_factory=dict)  # sample → the text that was sent of it
     left: int = 0  # samples whose end was not read
     open: int = 0  # samples that the engine is not done with
 
-    def read(self) -> Iterator[Piece]:
+    def put(self, piece: Piece | BaseException) -> None:
+        """What the voice has to tell."""
+        try:
+            self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+        except RuntimeError:  # the loop has ended, and nobody waits any more
+            log.debug("nobody waits for request %d any more", self.id)
+
+    async def read(self) -> AsyncIterator[Piece]:
         """Pieces until every sample is done.
 
         Raises:
             MeliorError: if the engine failed.
+            Problem: if the server stops before.
         """
         while self.left:
-            piece = self.pieces.get()
+            piece = await self.pieces.get()
             if isinstance(piece, BaseException):
                 raise piece
             self.left -= piece.sample is not None
@@ -74,14 +86,16 @@ class Voice:
         self.awake = threading.Condition()
         self.count = 0
         self.stopped = False
+        self.given_up: Problem | None = None
         self.thread = threading.Thread(target=self._work, name="voice", daemon=True)
         self.thread.start()
 
-    def ask(self, inputs: Any, settings: Sampling, *, streams: bool) -> Ticket:
-        """A request that is being answered.
+    def ask(self, inputs: Any, settings: Sampling, *, streams: bool, loop: asyncio.AbstractEventLoop) -> Ticket:
+        """A request that is being answered; its pieces arrive in that loop.
 
         Raises:
             DataError: if the inputs leave no room for the answer.
+            Problem: if too many are being answered already.
         """
         context = self.policy.renderer.context(inputs)
         room = self.policy.max_length - len(context)
@@ -91,8 +105,11 @@ class Voice:
                 f"{self.policy.max_length}; send less, or lower max_tokens"
             )
         with self.awake:
+            if (before := len(self.tickets) + len(self.coming)) >= MOST_ASKED:
+                told = f"{before} requests are being answered by this model; ask again in {AGAIN_S} s"
+                raise Problem(503, told, code="overloaded", retry=True, headers={"retry-after": str(AGAIN_S)})
             self.count += 1
-            ticket = Ticket(self.count, context, settings, streams, left=settings.n, open=settings.n)
+            ticket = Ticket(self.count, loop, context, settings, streams, left=settings.n, open=settings.n)
             self.coming.append(ticket)
             self.awake.notify()
         return ticket
@@ -101,6 +118,12 @@ class Voice:
         """Ends a request that nobody waits for any more."""
         with self.awake:
             self.going.append(ticket.id)
+            self.awake.notify()
+
+    def give_up(self, problem: Problem) -> None:
+        """Tells all that is being answered, and all that still comes, that it will not be."""
+        with self.awake:
+            self.given_up = problem
             self.awake.notify()
 
     def stop(self, *, wait: bool = True) -> None:
@@ -115,6 +138,9 @@ class Voice:
 
     def _work(self) -> None:
         while self._enter():
+            if self.given_up is not None:
+                self._fail(self.given_up)
+                continue
             try:
                 self.engine.step()
                 self._tell()
@@ -149,7 +175,7 @@ class Voice:
                 continue
             if ticket.streams:
                 self._stream(ticket, sample.number, sample.text, whole=True)
-            ticket.pieces.put(Piece(sample.number, sample=sample))
+            ticket.put(Piece(sample.number, sample=sample))
             ticket.open -= 1
             if not ticket.open:
                 del self.tickets[ticket.id]
@@ -164,11 +190,11 @@ class Voice:
                 return
         if text.startswith(sent) and len(text) > len(sent):
             ticket.told[number] = text
-            ticket.pieces.put(Piece(number, text[len(sent) :]))
+            ticket.put(Piece(number, text[len(sent) :]))
 
     def _fail(self, error: BaseException) -> None:
         for ticket in self.tickets.values():
-            ticket.pieces.put(error)
+            ticket.put(error)
         self.tickets.clear()
         self.engine = self.policy.engine()
 
@@ -196,6 +222,12 @@ class Voices:
                     self.loaded.popitem(last=False)[1].stop(wait=False)
             self.loaded.move_to_end(version.id)
             return self.loaded[version.id]
+
+    def give_up(self, problem: Problem) -> None:
+        """Tells all that is being answered that it will not be."""
+        with self.lock:
+            for voice in self.loaded.values():
+                voice.give_up(problem)
 
     def stop(self) -> None:
         """Ends all, when they have answered what they were asked."""
