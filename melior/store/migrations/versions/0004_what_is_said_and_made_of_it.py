@@ -21,7 +21,7 @@ def upgrade() -> None:
             op.create_index(f"ix_{table}_{column}", table, [column])
     op.create_index("uq_feedback_replaces_id", "feedback", ["replaces_id"], unique=True)
     op.add_column("feedback", sa.Column("given_by", sa.Text, nullable=False, server_default=""))
-    for table, column in (("versions", "deleted"), ("jobs", "deleted"), ("scores", "usage")):
+    for table, column in (("versions", "deleted"), ("jobs", "deleted"), ("scores", "usage"), ("datasets", "details")):
         op.add_column(table, sa.Column(column, sa.Text))
     limits = [sa.Column(name, sa.Float(53)) for name in ("low", "high")]
     _log("measures", [*_text("name", "type", "description"), *limits], indexed=["name"])
