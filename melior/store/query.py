@@ -295,7 +295,7 @@ def _webhook(row: RowMapping) -> Webhook:
     return Webhook(**{**values, "events": tuple(values["events"])})
 
 
-_SCORE = [field.name for field in fields(Score) if field.name not in ("kind", "usage")]  # told to the caller alone
+_SCORE = [field.name for field in fields(Score) if field.name != "kind"]  # which is told to the caller alone
 
 
 def score_columns(score: Score) -> dict[str, Any]:
@@ -304,9 +304,12 @@ def score_columns(score: Score) -> dict[str, Any]:
         **{name: getattr(score, name) for name in _SCORE},
         "parts": dict(score.parts),
         "decisions": score.decisions or None,
+        "usage": {model: dict(counts) for model, counts in score.usage.items()},
     }
 
 
 def _grade(row: RowMapping) -> Grade:
-    score = Score(**{**{name: row[name] for name in _SCORE}, "decisions": row["decisions"] or ()})
+    score = Score(
+        **{**{name: row[name] for name in _SCORE}, "decisions": row["decisions"] or (), "usage": row["usage"] or {}}
+    )
     return Grade(id=row["id"], decision_id=row["decision_id"], score=score, created=row["created"])
