@@ -251,8 +251,8 @@ def _kept(connection: Connection, row: Feedback) -> Feedback | StoreError:
 
 
 def _body(row: Feedback) -> str:
-    """Everything a client sent but the id, as text; true, 1 and 1.0 differ."""
-    body = {name: value for name, value in vars(row).items() if name not in ("id", "created")}
+    """Everything a client sent but the id, as text, whatever key brought it; true, 1 and 1.0 differ."""
+    body = {name: value for name, value in vars(row).items() if name not in ("id", "created", "given_by")}
     try:
         return json.dumps(body, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
