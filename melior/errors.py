@@ -62,7 +62,11 @@ class GraderError(MeliorError):
 
 
 class OutboundError(MeliorError):
-    """A request to another machine was not answered, or may not be sent there."""
+    """A request to another machine was not answered, or may not be sent there; `status` is its answer's, if any."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class TrainingError(MeliorError):

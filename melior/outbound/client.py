@@ -69,9 +69,9 @@ class Limits:
 class _Again(Exception):
     """This attempt failed, another may not."""
 
-    def __init__(self, told: str, after_s: float = 0.0) -> None:
+    def __init__(self, told: str, after_s: float = 0.0, status: int = 0) -> None:
         super().__init__(told)
-        self.after_s = after_s
+        self.after_s, self.status = after_s, status
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Outbound:
             except _Again as failure:
                 if not left or self._closing.is_set():
                     tried = self.limits.attempts - left
-                    raise OutboundError(f"{target} {failure}, in {tried} of {tried} attempts") from None
+                    raise OutboundError(f"{target} {failure}, in {tried} of {tried} attempts", failure.status) from None
                 pause = failure.after_s + self._random.uniform(0, bound)
                 self._sleep(min(pause, self.limits.longest_pause_s))
                 bound = min(2 * bound, self.limits.longest_pause_s)
@@ -216,11 +216,13 @@ class Outbound:
     def _refused(self, target: Target, status: int, headers: Mapping[str, str], quoted: str) -> None:
         """Raises what a status other than 2xx means."""
         if 300 <= status < 400:
-            raise OutboundError(f"{target} answered {status}, a redirect, and none is followed; write the final URL")
+            told = f"{target} answered {status}, a redirect, and none is followed; write the final URL"
+            raise OutboundError(told, status)
         told = f"answered {status}{quoted}"
         if status == 429 or status >= 500:
-            raise _Again(told, min(_retry_after(headers.get("retry-after", "")), self.limits.longest_pause_s))
-        raise OutboundError(f"{target} {told}")
+            pause = min(_retry_after(headers.get("retry-after", "")), self.limits.longest_pause_s)
+            raise _Again(told, pause, status)
+        raise OutboundError(f"{target} {told}", status)
 
 
 class _CheckedBackend(httpcore.NetworkBackend):

@@ -12,7 +12,6 @@ nothing more, however alive it is. Times are those of the worker's clock.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, or_, select, update
@@ -20,8 +19,9 @@ from sqlalchemy.exc import IntegrityError
 
 from melior.errors import FencedError, StoreError
 from melior.store import schema
-from melior.store.query import Rows, add_row, fetch, find, new_id, now, one_of
+from melior.store.query import Rows, add_row, fetch, find, later, new_id, now, one_of
 from melior.store.rows import Job, JobEvent, JobStatus, Level, Wanted
+from melior.store.webhooks import Event, announce
 
 ENDED = ("succeeded", "failed", "cancelled")
 ATTEMPTS = 5  # processes that may be lost over a job before it is called failed
@@ -42,6 +42,7 @@ class Jobs(Rows):
         labels: Mapping[str, str] | None = None,
         request_key: str | None = None,
         job_id: str | None = None,
+        eval_id: str | None = None,
     ) -> Job:
         """A job in the queue; the same `request_key` again returns the job that it made.
 
@@ -69,6 +70,7 @@ class Jobs(Rows):
             finished=None,
             request_key=request_key,
             created=now(),
+            eval_id=eval_id,
         )
         with self.database.write() as connection:
             known = fetch(connection, Job, request_key=request_key) if request_key else []
@@ -113,7 +115,7 @@ class Jobs(Rows):
                 if job.status == "running":
                     job = _lost(connection, job)
                 if job.status == "queued":
-                    leased = {"owner": owner, "lease": _after(seconds), "fence": job.fence + 1}
+                    leased = {"owner": owner, "lease": later(seconds), "fence": job.fence + 1}
                     return _change(connection, job, {"status": "running", **leased})
 
     def renew(self, job_id: str, fence: int, seconds: float) -> Wanted:
@@ -123,7 +125,7 @@ class Jobs(Rows):
             FencedError: if another worker has it.
         """
         with self.database.write() as connection:
-            return _change(connection, self._held(connection, job_id, fence), {"lease": _after(seconds)}).wanted
+            return _change(connection, self._held(connection, job_id, fence), {"lease": later(seconds)}).wanted
 
     def add_event(
         self,
@@ -233,7 +235,15 @@ class Jobs(Rows):
 
 def _change(connection: Connection, job: Job, values: Mapping[str, Any]) -> Job:
     connection.execute(update(schema.jobs).where(schema.jobs.c.id == job.id).values(**values))
+    if values.get("status") in ENDED:
+        announce(connection, _event(job, values["status"]), {"id": job.id})
     return find(connection, Job, job.id)
+
+
+def _event(job: Job, status: str) -> Event:
+    if job.eval_id is None:
+        return f"fine_tuning.job.{status}"  # type: ignore[return-value]
+    return "eval.run.canceled" if status == "cancelled" else f"eval.run.{status}"  # type: ignore[return-value]
 
 
 def _lost(connection: Connection, job: Job) -> Job:
@@ -250,12 +260,6 @@ def _ended(status: str) -> dict[str, Any]:
 
 def _error(message: str) -> dict[str, Any]:
     return {"code": "internal_error", "message": message, "param": None}
-
-
-def _after(seconds: float) -> str:
-    """The time so many seconds from now, as `now` writes it."""
-    then = datetime.now(UTC) + timedelta(seconds=seconds)
-    return then.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 __all__: Sequence[str] = ("ATTEMPTS", "ENDED", "Jobs")

@@ -9,15 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from melior.store.database import Database, default_database
+from melior.store.evals import Evals
 from melior.store.jobs import Jobs
 from melior.store.log import Log
 from melior.store.runs import Runs
 from melior.store.served import Served
 from melior.store.verdicts import Verdicts
 from melior.store.versions import Versions
+from melior.store.webhooks import Webhooks
 
 
-class Store(Runs, Log, Verdicts, Versions, Jobs, Served):
+class Store(Runs, Log, Verdicts, Versions, Jobs, Served, Evals, Webhooks):
     """All of melior that is kept in one database: from what was decided and said to what was learnt and who may ask.
 
     Threads may share a store; a process opens its own.

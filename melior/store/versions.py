@@ -12,10 +12,11 @@ from typing import Any
 from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import IntegrityError
 
-from melior.errors import StoreError
+from melior.errors import NotFound, StoreError
 from melior.store import schema
 from melior.store.query import Rows, add_row, fetch, find, new_id, now
 from melior.store.rows import Alias, AliasEvent, Version
+from melior.store.webhooks import announce
 
 
 class Versions(Rows):
@@ -34,10 +35,11 @@ class Versions(Rows):
         run_id: str | None = None,
         dataset_id: str | None = None,
         metrics: Mapping[str, Any] | None = None,
+        version_id: str | None = None,
     ) -> Version:
-        """A version of a policy, as its files are now."""
+        """A version of a policy, as its files are now; of two who add the same `version_id`, both get the first's."""
         row = Version(
-            id=new_id("ver"),
+            id=version_id or new_id("ver"),
             name=name,
             folder=str(folder),
             fingerprint=fingerprint,
@@ -51,17 +53,62 @@ class Versions(Rows):
             created=now(),
         )
         with self.database.write() as connection:
-            return add_row(connection, row)
+            known = fetch(connection, Version, id=version_id) if version_id else []
+            if known:
+                return known[0]
+            try:
+                with connection.begin_nested():
+                    return add_row(connection, row)
+            except IntegrityError:  # PostgreSQL: somebody added it since we looked
+                return find(connection, Version, row.id)
 
     def version(self, reference: str) -> Version:
-        """One version, by its id or the beginning of it."""
+        """One version, by its id or the beginning of it; a deleted one too."""
         return self._find(Version, reference)
 
     def versions(
-        self, *, name: str | None = None, parent_id: str | None = None, run_id: str | None = None
+        self,
+        *,
+        name: str | None = None,
+        parent_id: str | None = None,
+        run_id: str | None = None,
+        deleted: bool = False,
     ) -> list[Version]:
-        """Versions of a name, of a parent, of a run, or all; the newest is last."""
-        return self._list(Version, name=name, parent_id=parent_id, run_id=run_id)
+        """Versions of a name, of a parent, of a run, or all; the newest is last. Deleted ones where they are asked for."""
+        left = () if deleted else (schema.versions.c.deleted.is_(None),)
+        with self.database.read() as connection:
+            return fetch(connection, Version, *left, name=name, parent_id=parent_id, run_id=run_id)
+
+    def move_version(self, version_id: str, folder: str | Path) -> Version:
+        """The version, whose files are elsewhere now."""
+        table = schema.versions
+        with self.database.write() as connection:
+            connection.execute(update(table).where(table.c.id == version_id).values(folder=str(folder)))
+            return find(connection, Version, version_id)
+
+    def delete_version(self, version_id: str) -> Version:
+        """The version, that no alias may point to any more; what it decided stays.
+
+        Raises:
+            NotFound: if it was deleted before.
+            StoreError: while an alias points to it.
+        """
+        table = schema.versions
+        with self.database.write() as connection:
+            here = table.c.id == version_id
+            connection.execute(select(table.c.id).where(here).with_for_update())  # whoever promotes it waits
+            _check_live(find(connection, Version, version_id))
+            held = fetch(connection, Alias, version_id=version_id)
+            if held:
+                names = ", ".join(f"{alias.name}@{alias.alias}" for alias in held)
+                raise StoreError(f"{version_id} is what {names} points to; promote another first, or roll back")
+            connection.execute(update(table).where(here).values(deleted=now()))
+            return find(connection, Version, version_id)
+
+    def restorable(self, event_id: str) -> AliasEvent | None:
+        """What a rollback of a promotion restores: the last one before it whose version is still there."""
+        with self.database.read() as connection:
+            return _restorable(connection, find(connection, AliasEvent, event_id))
 
     def alias(self, name: str, alias: str) -> Alias | None:
         """Where `name@alias` points now, or None."""
@@ -101,6 +148,9 @@ class Versions(Rows):
         """
         with self.database.write() as connection:
             held = _hold(connection, name, alias, expected)
+            table = schema.versions
+            connection.execute(select(table.c.id).where(table.c.id == version_id).with_for_update(read=True))
+            _check_live(find(connection, Version, version_id))
             event = AliasEvent(
                 id=new_id("ae"),
                 name=name,
@@ -127,10 +177,12 @@ class Versions(Rows):
             held = _hold(connection, name, alias, expected)
             if held is None:
                 raise StoreError(f"{name}@{alias} points to nothing, so there is nothing to roll back")
-            undone = find(connection, AliasEvent, held.event_id)
-            if undone.undo_id is None:
+            restored = _restorable(connection, find(connection, AliasEvent, held.event_id))
+            if restored is None:
                 raise StoreError(f"{name}@{alias} has had no version before {held.version_id}; promote another instead")
-            restored = find(connection, AliasEvent, undone.undo_id)
+            table = schema.versions
+            connection.execute(select(table.c.id).where(table.c.id == restored.version_id).with_for_update(read=True))
+            _check_live(find(connection, Version, restored.version_id))
             event = AliasEvent(
                 id=new_id("ae"),
                 name=name,
@@ -162,6 +214,8 @@ def _hold(connection: Connection, name: str, alias: str, expected: str | None) -
 
 def _move(connection: Connection, held: Alias | None, event: AliasEvent) -> AliasEvent:
     add_row(connection, event)
+    moved = {"id": event.version_id, "name": event.name, "alias": event.alias, "previous_id": event.previous_id}
+    announce(connection, "model.promoted" if event.action == "promote" else "model.rolled_back", moved)
     if held is not None:
         table = schema.aliases
         here = (table.c.name == event.name) & (table.c.alias == event.alias) & (table.c.event_id == held.event_id)
@@ -173,6 +227,22 @@ def _move(connection: Connection, held: Alias | None, event: AliasEvent) -> Alia
     except IntegrityError:  # PostgreSQL cannot lock a row that is not there yet
         raise _stale(event.name, event.alias, "another version", None) from None
     return event
+
+
+def _check_live(version: Version) -> None:
+    if version.deleted is not None:
+        raise NotFound(f"{version.id} was deleted on {version.deleted[:10]}; use another version")
+
+
+def _restorable(connection: Connection, undone: AliasEvent) -> AliasEvent | None:
+    """The last event before one that brought another version, which has not been deleted since."""
+    before = undone.undo_id
+    while before is not None:
+        event = find(connection, AliasEvent, before)
+        if event.version_id != undone.version_id and find(connection, Version, event.version_id).deleted is None:
+            return event
+        before = event.undo_id
+    return None
 
 
 def _stale(name: str, alias: str, found: str | None, expected: str | None) -> StoreError:

@@ -459,3 +459,13 @@ def test_a_file_is_fetched_by_get_without_a_body() -> None:
     (request,) = server.requests
     assert request.line.startswith("GET /score?download=1 ") and request.body == b""
     assert "content-type" not in {name.lower() for name in request.headers}
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "302 Found", "503 Service Unavailable"])
+def test_an_error_knows_the_status_that_came_back(status: str) -> None:
+    def refuse(request: Request, connection: socket.socket, server: Server) -> None:
+        answer(connection, {}, status)
+
+    with serving(refuse) as server, pytest.raises(OutboundError) as refused:
+        posted(server)
+    assert refused.value.status == int(status[:3])
