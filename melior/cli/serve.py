@@ -13,7 +13,6 @@ from melior.cli.output import JSON, STORE, say, say_json, say_table, told
 from melior.errors import ConfigError
 
 keys = typer.Typer(no_args_is_help=True, help="Keys: add, list, revoke.", rich_markup_mode=None)
-GRACE_S = 30  # for what is being answered, once the server is asked to stop
 
 
 @told
@@ -41,9 +40,8 @@ def serve(
     curl -H "Authorization: Bearer $MELIOR_TOKEN" http://127.0.0.1:8000/v1/models
     """
     try:
-        import uvicorn
-
         from melior.serving.app import create_app
+        from melior.serving.drain import serve_until_stopped
         from melior.serving.security import check_bind, first_key
         from melior.serving.service import Service, Settings
     except ModuleNotFoundError as error:
@@ -71,8 +69,8 @@ def serve(
         say(f"serving   http://{host}:{port}/v1  (base_url of an OpenAI client)")
         say(f"database  {store.database.engine.url.render_as_string()}")
         say(f"data      {settings.data}")
-        app = create_app(Service(settings, store))
-        uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE_S)
+        service = Service(settings, store)
+        serve_until_stopped(create_app(service), service, host, port)
 
 
 @keys.command()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio.to_thread
 from fastapi import Depends, FastAPI, Request, Response
 
 from melior.serving import chat, decisions, feedback, files, fine_tuning, graders, models
@@ -45,6 +46,7 @@ def create_app(service: Service) -> FastAPI:
         "hosts": settings.hosts,
         "origins": settings.origins,
         "limits": settings.limits,
+        "draining": service.draining,
     }
     app.add_middleware(Guard, **guard)
     app.add_middleware(Counted, metrics=service.metrics)  # outermost: what the guard refuses is counted too
@@ -55,17 +57,17 @@ def _watched(app: FastAPI) -> None:
     """Whether it lives, whether it takes requests, and what it counted."""
 
     @app.get("/healthz", tags=["health"])
-    def alive() -> dict[str, str]:
+    async def alive() -> dict[str, str]:
         """Whether the process answers at all."""
         return {"status": "ok"}
 
     @app.get("/readyz", tags=["health"])
-    def ready(request: Request) -> dict[str, str]:
+    async def ready(request: Request) -> dict[str, str]:
         """Whether new requests should come here."""
         service: Service = request.app.state.service
         if service.draining.is_set():
             raise Problem(503, "this server is stopping; ask another", retry=True)
-        service.store.runs(status="queued")  # the database answers
+        await anyio.to_thread.run_sync(lambda: service.store.runs(status="queued"))  # the database answers
         return {"status": "ok"}
 
     @app.get("/metrics", tags=["health"], dependencies=[Depends(needs("read"))])

@@ -14,7 +14,8 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ SCOPES: tuple[Scope, ...] = ("infer", "feedback", "read", "train", "admin")
 OPEN = ("/healthz", "/readyz")  # what needs no token: whether the server lives, and whether it takes requests
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KNOWN_S = 5.0  # a key that was looked up is believed so long; a revoked one is refused after it
+AGAIN_S = 1  # when to come again, where too much is being answered
 MOST_KNOWN = 1_000  # keys, and clients with a rate, that are remembered
 FIRST_TOKEN = "melior-first"  # the name of the key that is made where there is none
 
@@ -48,6 +50,7 @@ class Limits:
     file_bytes: int = 512 << 20
     requests_per_s: float = 500.0  # sustained, of one key
     burst: int = 1_000
+    at_once: int = 512  # of all keys: what is more would wait for others, and a client is better told so
 
 
 def hash_of(token: str) -> str:
@@ -125,6 +128,8 @@ class Guard:
     hosts: frozenset[str]  # names we answer to, beside the loopback ones
     origins: frozenset[str]  # pages that may ask, beside our own
     limits: Limits = field(default_factory=Limits)
+    draining: threading.Event = field(default_factory=threading.Event)  # set: clients should go elsewhere
+    open: int = 0  # requests that are being answered; the event loop alone changes it
     keys: OrderedDict[str, tuple[float, Key]] = field(default_factory=OrderedDict)
     rates: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)  # key → (tokens left, when)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -146,12 +151,15 @@ class Guard:
                 headers["x-request-id"] = name
                 headers["x-content-type-options"] = "nosniff"
                 headers.setdefault("cache-control", "no-store")
+                if self.draining.is_set():
+                    headers["connection"] = "close"
             await send(message)
 
         body = _Body(receive, self._most(scope))
         try:
             await self._check(scope)
-            await self.app(scope, body.receive, body.unless_too_long(sending))
+            with self._one_more(scope):
+                await self.app(scope, body.receive, body.unless_too_long(sending))
             body.check()
         except Problem as problem:
             await problem.answer()(scope, receive, sending)
@@ -160,6 +168,22 @@ class Guard:
             if not started:
                 told = f"something went wrong here; the server's log says what, at {name}"
                 await Problem(500, told).answer()(scope, receive, sending)
+
+    @contextmanager
+    def _one_more(self, scope: Any) -> Iterator[None]:
+        """One of those that are answered at once; health checks are always answered.
+
+        Raises:
+            Problem: where there are as many as may be.
+        """
+        if scope["path"] not in OPEN and self.open >= self.limits.at_once:
+            told = f"{self.open} requests are being answered; send it again in {AGAIN_S} s"
+            raise Problem(503, told, code="overloaded", retry=True, headers={"retry-after": str(AGAIN_S)})
+        self.open += 1
+        try:
+            yield
+        finally:
+            self.open -= 1
 
     async def _check(self, scope: Any) -> None:
         headers = Headers(scope=scope)
