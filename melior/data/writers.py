@@ -21,6 +21,7 @@ from melior.data.formats.known import FORMATS, format_named, format_of
 from melior.data.formats.rows import MISSING, Example, Format, Kind, Lost, Reading, RowError, parsed
 from melior.data.formats.tables import LABEL, NUMBER
 from melior.data.readers import Problem
+from melior.data.readers.delimited import RISKY, safe_cell
 from melior.data.readers.parquet import JSON_TEXT, load_pyarrow
 from melior.data.readers.sources import suffix_of
 from melior.durable import durable_file
@@ -28,7 +29,6 @@ from melior.errors import ConfigError, DataError
 from melior.types import Demonstration, Preference, Rated, Record, Task
 
 GROUP = 1024  # rows of one Parquet group: a few megabytes of conversations
-RISKY = ("=", "+", "-", "@", "\t", "\r")  # with what a cell begins that a spreadsheet would run as a formula
 NUMBERS = ("margin", "probability", "rating", "score", "label")  # columns that formats read as numbers from text
 TOLD = Reading(label=LABEL)  # of tables, which no column tells
 KINDS: Mapping[type, Kind] = {
@@ -63,9 +63,9 @@ def write_examples(
     """Writes examples in a format, the kind of file told by the suffix (.gz compresses text), one at a time.
 
     `format`: the first that holds the kind of example if None. `columns=False` leaves the item out. `rename` gives
-    columns of the format other names. `spreadsheet` makes
-    a CSV file safe to open in one: cells that it would run as formulas get an apostrophe in front, so such a file no
-    longer reads back as it was. `strict` stops at the first example that the format cannot hold, which is else listed.
+    columns of the format other names. `spreadsheet` makes a CSV file safe to open in one: cells that it would run as
+    formulas get an apostrophe in front, which reading takes away again. `strict` stops at the first example that the
+    format cannot hold, which is else listed.
 
     Raises:
         ConfigError: for an unknown format or suffix.
@@ -178,14 +178,14 @@ def _write_csv(file: IO[bytes], rows: _Rows, spreadsheet: bool, delimiter: str =
         return
     text = io.TextIOWrapper(file, encoding, newline="", write_through=True)
     writer = csv.writer(text, delimiter=delimiter)  # ends lines as RFC 4180 has it, which also quotes a lone \r
-    writer.writerow([f"'{name}" if spreadsheet and name.startswith(RISKY) else name for name in spool.columns])
+    writer.writerow([safe_cell(name) if spreadsheet else name for name in spool.columns])
     for row in spool:
         cells = [_cell(row, name, rows.chosen, rows.lost) for name in spool.columns]
         risky = sum(cell.startswith(RISKY) for cell in cells)
         if risky:
             told = "cells with an apostrophe in front, so that no spreadsheet runs them"
             rows.lost[told if spreadsheet else "cells a spreadsheet would run as formulas (see --spreadsheet)"] += risky
-        writer.writerow([f"'{cell}" if spreadsheet and cell.startswith(RISKY) else cell for cell in cells])
+        writer.writerow([safe_cell(cell) if spreadsheet else cell for cell in cells])
     text.detach()
 
 

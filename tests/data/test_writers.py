@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from melior import durable
 from melior.data.conversion import convert
@@ -73,6 +77,23 @@ def test_formulas_are_counted_and_made_safe_where_asked(tmp_path: Path) -> None:
     assert raw.startswith(b"\xef\xbb\xbf") and b"\n'=1+1,'@a,fine" in raw and b"\n'-2,b,ok" in raw
 
 
+@given(st.lists(st.text(alphabet="'=+-@\t\rab,\"\n", min_size=1, max_size=6), min_size=1, max_size=5))
+def test_what_was_made_safe_for_a_spreadsheet_reads_back_as_it_was(texts: list[str]) -> None:
+    rows = [Demonstration(text, "a", item={"=note": text}) for text in texts]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "safe.csv")
+        write_examples(path, rows, "prompt-completion", spreadsheet=True)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            assert not [
+                cell
+                for cells in csv.reader(file)
+                for cell in cells
+                if cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+            ]
+        found = read_examples(path).rows
+    assert [(row.inputs, row.item) for row in found] == [(text, {"=note": text}) for text in texts]
+
+
 def test_a_disk_that_refuses_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.jsonl"
     write_examples(path, PAIRS)
@@ -116,10 +137,10 @@ def test_a_folder_is_not_written_into_while_it_is_the_source(tmp_path: Path) -> 
     source = tmp_path / "rows" / "train.jsonl"
     source.parent.mkdir()
     source.write_text('{"prompt": "q"}\n')
-    for given in (source.parent, f"{source.parent}@train"):
+    for asked in (source.parent, f"{source.parent}@train"):
         with pytest.raises(ConfigError, match="or stands in its folder"):
-            convert(given, source)
-        assert convert(given, tmp_path / "out.jsonl").read == 1
+            convert(asked, source)
+        assert convert(asked, tmp_path / "out.jsonl").read == 1
     assert source.read_text() == '{"prompt": "q"}\n'
 
 

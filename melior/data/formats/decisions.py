@@ -4,23 +4,32 @@
 {"request": {"context": {...}, "viewed": "p1", "history": [...], "candidates": [...]}, "slate": ["p7", "p2"]}
 {"inputs": ..., "chosen": "good", "rejected": "bad"}        and with "output" and "rating", or with neither: a task
 {"request": ..., "slate": [...], "propensities": [0.2, 0.3], "events": [{"type": "click", "item": "p2"}]}   logged
+{"inputs": [messages], "output": "4", "log_probs": [...], "sampled": {"context": [ids], "decisions": [ids], …}}  logged
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from melior.data.formats.rows import Format, Lost, Reading, Row, RowError, given, number_of, opened
 from melior.data.formats.trl import read_strength, strength_columns
 from melior.data.pictures import image_of
 from melior.data.pictures import written as written_image
-from melior.errors import DataError
-from melior.types import Image, Interaction, Item, Record, SlateRequest
+from melior.errors import DataError, MeliorError
+from melior.types import Image, Interaction, Item, Record, Sampling, SlateRequest
 
 REQUEST_KEYS = ("context", "viewed", "history", "candidates")
-LOGGED = ("propensities", "propensity", "log_probs", "events", "reward", "policy_version")
+LOGGED = ("propensities", "propensity", "log_probs", "events", "reward", "policy_version", "sampled")
+SAMPLED = (
+    "context",
+    "decisions",
+    "sampling",
+    "fingerprint",
+    "finish",
+)  # of a text: its tokens, and how they came
 SURE = 1e-9  # how far above 1 a propensity may be by rounding
 
 
@@ -46,6 +55,30 @@ def inputs_of(row: Row, reading: Reading) -> Any:
     elif value is None or value == [] or not isinstance(value, str | list | Mapping):
         raise RowError(f"inputs must be a table's row, a text, a picture or messages, got {value!r:.40}")
     return str(value) if isinstance(value, str) else value
+
+
+def restored(value: Any) -> Any:
+    """Inputs as a policy reads them, out of the JSON that a log keeps of them (`as_json`).
+
+    Raises:
+        RowError: if they cannot be any policy's.
+    """
+    if isinstance(value, Mapping) and value.get("type") == SlateRequest.__name__ and "candidates" in value:
+        return request_of(_untyped(value))
+    if isinstance(value, Mapping) and value.keys() == {"image"}:
+        return inputs_of({"inputs": value}, Reading())
+    return value
+
+
+def _untyped(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A request without the names of our types, which a log writes beside its fields."""
+    told = {name: value[name] for name in REQUEST_KEYS if name in value}
+    if isinstance(told.get("candidates"), list):
+        told["candidates"] = [
+            {name: entry[name] for name in ("id", "features") if name in entry} if isinstance(entry, Mapping) else entry
+            for entry in told["candidates"]
+        ]
+    return told
 
 
 def request_of(value: Any) -> SlateRequest:
@@ -267,7 +300,8 @@ def _write_rated(example: Any, item: dict[str, Any], lost: Lost) -> dict[str, An
 
 def _read_logged(row: Row, reading: Reading) -> dict[str, Any]:
     made = _read_demonstration(row, reading)
-    decisions = len(made["output"]) if "request" in row else 1
+    sampled = _sampled(opened(given(row, "sampled")))
+    decisions = len(sampled["decisions"] if sampled else made["output"]) if sampled or "request" in row else 1
     item: dict[str, Any] = {}
     if given(row, "events") is not None:
         shown = made["output"] if "request" in row else None
@@ -277,11 +311,34 @@ def _read_logged(row: Row, reading: Reading) -> dict[str, Any]:
     version = given(row, "policy_version")
     return {
         **made,
+        **sampled,
         "behavior_log_probs": _log_probs(row, decisions),
         "policy_version": None if version is None else str(version),
         "item": item,
         "used": (*made["used"], *LOGGED),
     }
+
+
+def _sampled(value: Any) -> dict[str, Any]:
+    """The fields of a record that say which tokens a text was, and how they were drawn; nothing where nobody says.
+
+    Raises:
+        RowError: if they are malformed.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not {"context", "decisions"} <= value.keys() or not value.keys() <= {*SAMPLED}:
+        raise RowError(f"sampled must be an object with context, decisions and no more than {', '.join(SAMPLED)}")
+    ids = {name: _listed(value[name], f"sampled.{name}") for name in ("context", "decisions")}
+    if any(isinstance(token, bool) or not isinstance(token, int) for listed in ids.values() for token in listed):
+        raise RowError("sampled.context and sampled.decisions are ids of tokens, which are whole numbers")
+    how = value.get("sampling")
+    try:
+        sampling = None if how is None else Sampling(**how)
+    except (MeliorError, TypeError) as error:
+        raise RowError(f"sampled.sampling says no way to sample: {error}") from error
+    more = {name: value[name] for name in ("fingerprint", "finish") if name in value}
+    return {**{name: tuple(listed) for name, listed in ids.items()}, "sampling": sampling, **more}
 
 
 def _log_probs(row: Row, decisions: int) -> tuple[float, ...]:
@@ -335,9 +392,18 @@ def _event(event: Any, shown: Sequence[str] | None) -> dict[str, Any]:
 def _write_logged(example: Record, item: dict[str, Any], lost: Lost) -> dict[str, Any]:
     if example.behavior_log_probs is None:
         raise RowError("it has no behavior log-probs: nothing was left to chance, or nobody wrote it down")
-    for name, value in (("decision ids", example.decisions), ("sampling settings", example.sampling)):
-        lost.update([name] if value is not None else [])
     told: dict[str, Any] = {name: item.pop(name) for name in ("events", "reward") if name in item}
+    if example.context is not None and example.decisions is not None:  # a text: its ids are never made again
+        told["sampled"] = {
+            "context": [*example.context],
+            "decisions": [*example.decisions],
+            "sampling": None if example.sampling is None else asdict(example.sampling),
+            "fingerprint": example.fingerprint,
+            "finish": example.finish,
+        }
+    else:
+        for name, value in (("decision ids", example.decisions), ("sampling settings", example.sampling)):
+            lost.update([name] if value is not None else [])
     if example.policy_version is not None:
         told["policy_version"] = example.policy_version
     return {

@@ -7,11 +7,12 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from melior.data.readers.opening import beginning, opened
+from melior.data.readers.opening import beginning, has_mark, opened
 from melior.data.readers.rows import Cell, Line, Problem
 from melior.errors import DataError
 
 DELIMITERS = ",\t;|"
+RISKY = ("=", "+", "-", "@", "\t", "\r")  # with what a cell begins that a spreadsheet would run as a formula
 LONGEST_FIELD = 1 << 24  # characters; a longer one is a quote that nobody closed
 
 
@@ -22,17 +23,19 @@ def read_delimited(
 
     `delimiter`: told by the first line where it is None. `names`: of the columns, where the first line is a row. Fields
     may hold line ends and doubled quotes (RFC 4180); a byte order mark, CRLF and compression are accepted; blank lines
-    are passed over.
+    are passed over. Where there is a byte order mark, as spreadsheets and files made safe for them have, an apostrophe
+    in front of what a spreadsheet would run as a formula is taken away again.
 
     Raises:
         DataError: if the file cannot be read, has no rows, or its header is unusable.
     """
     path = Path(path)
     delimiter = delimiter or delimiter_of(beginning(path))
+    marked = has_mark(path)
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
     with opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text:
         records = csv.reader(text, delimiter=delimiter, strict=True)
-        header = _checked(names, f"the names for {path}") if names else _header(records, path)
+        header = _checked(names, f"the names for {path}") if names else _header(records, path, marked)
         empty = True
         while True:
             start = records.line_num + 1
@@ -46,7 +49,7 @@ def read_delimited(
                 continue
             if cells:
                 empty = False
-                yield _row(header, cells, start)
+                yield _row(header, list(map(plain_cell, cells)) if marked else cells, start)
     if empty:
         raise DataError(f"{path} has {'no rows' if names else 'a header and no rows'}; write at least one")
 
@@ -58,9 +61,20 @@ def delimiter_of(start: bytes) -> str:
     return max(DELIMITERS, key=outside.count)
 
 
-def _header(records: Iterator[list[str]], path: Path) -> list[str]:
+def safe_cell(cell: str) -> str:
+    """The cell, with an apostrophe in front where a spreadsheet would run it, or would without those it has."""
+    return f"'{cell}" if cell.lstrip("'").startswith(RISKY) else cell
+
+
+def plain_cell(cell: str) -> str:
+    """The cell that `safe_cell` made safe."""
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(RISKY) else cell
+
+
+def _header(records: Iterator[list[str]], path: Path, marked: bool) -> list[str]:
     try:
         header = [name.strip() for name in next((cells for cells in records if cells), [])]
+        header = list(map(plain_cell, header)) if marked else header
     except csv.Error as error:
         raise DataError(f"{path} has no usable header: {_broken(error)}") from error
     if not header:

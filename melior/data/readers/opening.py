@@ -48,6 +48,12 @@ def beginning(path: Path) -> bytes:
         return without_mark(file.read(PEEKED), path)
 
 
+def has_mark(path: Path) -> bool:
+    """Whether a text begins with UTF-8's byte order mark."""
+    with opened(path) as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+
+
 def without_mark(start: bytes, path: Path) -> bytes:
     """The first bytes of a text without its byte order mark.
 
