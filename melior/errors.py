@@ -15,6 +15,7 @@ MeliorError
 ├── CheckpointError      a checkpoint is damaged or does not fit
 └── StoreError           the database refuses: stale alias, wrong schema, another body under one id
     ├── NotFound         nothing has this id
+    ├── Forbidden        it is somebody else's to change
     └── FencedError      a job has been given to another worker
 
 Every message is one sentence with the number and the remedy.
@@ -87,6 +88,10 @@ class StoreError(MeliorError):
 
 class NotFound(StoreError):
     """Nothing has this id."""
+
+
+class Forbidden(StoreError):
+    """It is somebody else's to change."""
 
 
 class FencedError(StoreError):

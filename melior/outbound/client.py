@@ -117,8 +117,20 @@ class Outbound:
             OutboundError: if there is none after all attempts, in one sentence.
             ConfigError: if the URL cannot be used.
         """
+        return self._post(url, body, headers or {})[1]
+
+    def tell(self, url: str, body: bytes, headers: Mapping[str, str] | None = None) -> int:
+        """The status of the 2xx answer to a POST of JSON, for whoever does not mind what was answered.
+
+        Raises:
+            OutboundError: if there is none after all attempts, in one sentence.
+            ConfigError: if the URL cannot be used.
+        """
+        return self._post(url, body, headers or {})[0]
+
+    def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
         kinds = {"Content-Type": "application/json", "Accept": "application/json"}
-        return self._send("POST", url, body, kinds, headers or {})
+        return self._send("POST", url, body, kinds, headers)
 
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
         """The body of the 2xx answer to a GET.
@@ -127,11 +139,11 @@ class Outbound:
             OutboundError: if there is none after all attempts, in one sentence.
             ConfigError: if the URL cannot be used.
         """
-        return self._send("GET", url, None, {}, headers or {})
+        return self._send("GET", url, None, {}, headers or {})[1]
 
     def _send(
         self, method: str, url: str, body: bytes | None, kinds: Mapping[str, str], headers: Mapping[str, str]
-    ) -> bytes:
+    ) -> tuple[int, bytes]:
         target = parse_url(url)
         own = {"Host": _authority(target), "Accept-Encoding": "identity", "User-Agent": "melior"}
         query = target.path.partition("?")[2]
@@ -164,7 +176,7 @@ class Outbound:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _attempt(self, pool: httpcore.ConnectionPool, request: _Request) -> bytes:
+    def _attempt(self, pool: httpcore.ConnectionPool, request: _Request) -> tuple[int, bytes]:
         target = request.target
         token = _deadline.set(time.monotonic() + self.limits.timeout_s)
         try:
@@ -187,7 +199,7 @@ class Outbound:
         finally:
             _deadline.reset(token)
 
-    def _answer(self, pool: httpcore.ConnectionPool, request: _Request) -> bytes:
+    def _answer(self, pool: httpcore.ConnectionPool, request: _Request) -> tuple[int, bytes]:
         target = request.target
         url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
         waits = dict.fromkeys(("connect", "read", "write", "pool"), self.limits.timeout_s)
@@ -200,7 +212,7 @@ class Outbound:
             coding = answered.get("content-encoding", "identity").lower()
             if coding not in ("identity", ""):
                 raise OutboundError(f"{target} sent its answer compressed ({coding[:20]}); have it send identity")
-            return self._read(target, answered, response.iter_stream())
+            return response.status, self._read(target, answered, response.iter_stream())
 
     def _read(self, target: Target, headers: Mapping[str, str], stream: Iterable[bytes]) -> bytes:
         most, told = self.limits.max_bytes, headers.get("content-length", "")

@@ -6,13 +6,14 @@ turn or open another. A system message goes in front of the first user message w
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from melior.errors import DataError, GraderError, MeliorError
-from melior.rewards.judge import Judge, Messages, Written
+from melior.rewards.asking import NUMBER, PARSE, SERVER, Judge, Messages, Said, Scale, Written, number_of
 from melior.types import Demonstration, Sampling
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from melior.policies.reward_ensemble import RewardEnsemble
 
 KEPT = 4  # judges held at once; more than a grader is likely to ask
+DESCRIPTION = 0.75  # of the reasons is what was looked at, the rest what follows from it
 
 
 class LocalJudge:
@@ -28,6 +30,27 @@ class LocalJudge:
 
     def __init__(self, policy: LanguagePolicy) -> None:
         self.policy = policy
+
+    def score(self, conversations: Sequence[Messages], scale: Scale) -> list[Said]:
+        """A number for each conversation; the answer's frame is ours, and its blanks are the model's."""
+        reasons = scale.sampling.max_tokens - NUMBER
+        description = math.ceil(DESCRIPTION * reasons)
+        blanks = (
+            ('{"steps": [{"description": "', description, ('"',)),
+            ('", "conclusion": "', reasons - description, ('"',)),
+            ('"}], "result": ', NUMBER, ("}", "\n")),
+        )
+        begun, written = [""] * len(conversations), []
+        for given, tokens, stops in blanks:
+            begun = [text + given for text in begun]
+            settings = Sampling(**{**vars(scale.sampling), "max_tokens": max(1, tokens), "stop": stops})
+            written.append(self.write(conversations, begun, settings))
+            begun = [text + found.text.rstrip("\\") for text, found in zip(begun, written[-1], strict=True)]
+        return [_scored(*parts) for parts in zip(*written, strict=True)]
+
+    def choose(self, conversations: Sequence[Messages], labels: Sequence[str]) -> list[Said]:
+        """The most probable of the labels, by the exact probability of each."""
+        return [_chosen(labels, *found) for found in self.weigh(conversations, labels)]
 
     def write(self, conversations: Sequence[Messages], begun: Sequence[str], settings: Sampling) -> list[Written]:
         """How the model goes on with each begun answer; equal prompts are asked once and answer equally."""
@@ -115,6 +138,34 @@ class LocalJudge:
         except DataError:
             return False
         return True
+
+
+def _scored(description: Written, conclusion: Written, result: Written) -> Said:
+    """A verdict out of three blanks."""
+    usage = _usage(description, conclusion, result)
+    if error := description.error or conclusion.error or result.error:
+        return Said(error=error, kind=SERVER, usage=usage)
+    reason = " ".join(text for part in (description, conclusion) if (text := part.text.strip()))
+    value = number_of(result)
+    if value is None:
+        error = f"the judge's result is not a number but {result.text.strip()[:40]!r}"
+        return Said(error=error, kind=PARSE, reason=reason, usage=usage)
+    return Said(value=value, reason=reason, usage=usage)
+
+
+def _chosen(labels: Sequence[str], log_probs: Sequence[float], written: Written) -> Said:
+    """A verdict out of the labels' log-probs."""
+    if written.error:
+        return Said(error=written.error, kind=SERVER)
+    best = max(range(len(labels)), key=lambda index: log_probs[index])
+    share = 1 / math.fsum(math.exp(other - log_probs[best]) for other in log_probs)
+    reason = f"{labels[best]} (probability {share:.2f} among the labels)"
+    return Said(label=labels[best], share=share, reason=reason, usage=_usage(written))
+
+
+def _usage(*parts: Written) -> dict[str, int]:
+    prompt, completion = sum(p.prompt_tokens for p in parts), sum(p.completion_tokens for p in parts)
+    return {"prompt_tokens": prompt, "completion_tokens": completion}
 
 
 def judge(model: str, grader: str) -> Judge:

@@ -15,9 +15,10 @@ from tiny import tiny_folder, tiny_tokenizer
 from melior.errors import GraderError
 from melior.policies.language import LanguagePolicy
 from melior.rewards import local
+from melior.rewards.asking import NUMBER, Written, number_of
 from melior.rewards.base import BatchGrader, call_many
 from melior.rewards.graders import load_grader
-from melior.rewards.judge import NUMBER, LabelModel, ScoreModel, Written, number_of
+from melior.rewards.judge import LabelModel, ScoreModel
 from melior.rewards.local import LocalJudge
 from melior.rewards.workers import GraderPool
 from melior.types import Record, Sampling, Score
@@ -333,14 +334,15 @@ def test_all_settings_of_the_dialect_are_read() -> None:
     params = {"seed": 7, "temperature": 0.5, "top_p": 0.9, "max_completions_tokens": 40, "reasoning_effort": "low"}
     grader = load_grader(score_spec("m", sampling_params=params, pass_threshold=0.5, range=[0, 2]))
     assert isinstance(grader, ScoreModel)
-    assert grader.sampling == Sampling(seed=7, temperature=0.5, top_p=0.9, max_tokens=40)
+    assert grader.scale.sampling == Sampling(seed=7, temperature=0.5, top_p=0.9, max_tokens=40)
+    assert grader.scale.effort == "low"
     assert load_grader(json.loads(json.dumps(grader.spec))) == grader
     blocks = [{"type": "input_text", "text": "a "}, "b ", {"type": "output_text", "text": "{{item.x}}"}]
     labels = load_grader(label_spec("m", input=[{"type": "message", "role": "user", "content": blocks}]))
     assert isinstance(labels, LabelModel)
     assert labels.prompt.render(record(x="c"), "")[0]["content"].startswith("a b c")
     nulls = load_grader(score_spec("m", sampling_params={"temperature": None, "seed": None}))
-    assert isinstance(nulls, ScoreModel) and nulls.sampling.temperature == 0
+    assert isinstance(nulls, ScoreModel) and nulls.scale.sampling.temperature == 0
 
 
 def test_a_model_that_is_not_there_is_told_before_anything_is_graded() -> None:
@@ -398,7 +400,7 @@ def test_a_small_model_reads_what_it_judges() -> None:
     grader = load_grader(spec)
     assert isinstance(grader, LabelModel)
     prompts = [grader.prompt.render(record(text), grader._ending) for text in paris + tokyo]
-    found = local.judge(str(folder), "label").weigh(prompts, grader.labels)
+    found = local.LocalJudge(LanguagePolicy.load(folder)).weigh(prompts, grader.labels)
     margins = [log_probs[0] - log_probs[1] for log_probs, _ in found]  # it prefers the first label; texts move it
     assert sum(margins[:3]) / 3 > sum(margins[3:]) / 3 + 0.5
     (score,) = grade(score_spec(folder), record("Paris", answer="Paris"))
