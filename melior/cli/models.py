@@ -69,6 +69,7 @@ def show(reference: str = REFERENCE, store: str = STORE, as_json: bool = JSON) -
         ("run", version.run_id or "none"),
         ("data", f"{link.dataset.rows} rows of {link.dataset.path}" if link.dataset else "none"),
         ("created", version.created),
+        *([("deleted", version.deleted)] if version.deleted else []),
     ):
         say(f"{label:<11} {value}")
     for evaluation in link.evaluations:
@@ -129,6 +130,30 @@ def rollback(
 
 @app.command()
 @told
+def delete(
+    reference: str = REFERENCE,
+    store: str = STORE,
+    as_json: bool = JSON,
+) -> None:
+    """Take a version out of use for good: not listed, answered with, promoted or rolled back to.
+
+    What it decided stays in the log, and its files stay where they are, since others may have been trained from them.
+
+    \b
+    melior models delete ver_3f2a
+    """
+    from melior.registry import Registry
+    from melior.store import Store
+
+    with Store.open(store) as opened:
+        version = Registry(opened).delete(reference)
+    say_json(version) if as_json else say(
+        f"{version.id} ({version.name}) is deleted; its files are in {version.folder}"
+    )
+
+
+@app.command()
+@told
 def lineage(reference: str = REFERENCE, store: str = STORE, as_json: bool = JSON) -> None:
     """Where a version comes from, down to its base model.
 
@@ -151,7 +176,8 @@ def show_lineage(line: Any) -> None:
         data = f" on {link.dataset.rows} rows of {first_line(link.dataset.path, 40)}" if link.dataset else ""
         aliases = "".join(f"  ◀ {alias}" for alias in link.aliases)
         reward = f", held-out {interval(version.metrics['reward'])}" if "reward" in version.metrics else ""
-        say(f"{indent}└─ {version.id}  {version.method}{data}{reward}{aliases}")
+        gone = f"  (deleted {version.deleted[:10]})" if version.deleted else ""
+        say(f"{indent}└─ {version.id}  {version.method}{data}{reward}{aliases}{gone}")
         for gate in link.gates:
             say(f"{indent}      gate: {gate.verdict} against {gate.baseline_id or line.base_model}")
     if line.descendants:

@@ -9,7 +9,7 @@ from typing import Any
 
 from melior.errors import ModelError
 from melior.policies.weights import KNOWN
-from melior.registry import Registry
+from melior.registry import BASE, Registry
 from melior.store import Store
 from melior.store.rows import Version
 
@@ -23,11 +23,12 @@ class Found:
 
     path: str  # for load_policy; empty where the policy is made from rows
     version: Version | None = None
+    name: str = ""  # of a base model that the registry knows
 
     @property
     def base_model(self) -> str:
         """What the registry calls the model at the root of its line."""
-        return (self.path or NONE) if self.version is None else self.version.base_model
+        return (self.name or self.path or NONE) if self.version is None else self.version.base_model
 
 
 def find_model(reference: str | None, store: Store) -> Found:
@@ -46,14 +47,15 @@ def find_model(reference: str | None, store: Store) -> Found:
     folder = Path(reference).expanduser()
     if folder.is_dir():
         place = folder.resolve()
-        return Found(str(place), next((v for v in reversed(registry.list()) if v.folder == str(place)), None))
+        trained = (v for v in reversed(registry.list()) if v.folder == str(place) and v.method != BASE)
+        return Found(str(place), next(trained, None))
     if "@" not in reference and not reference.startswith("ver_"):
         if reference in KNOWN:
             return Found(reference)
         if not any(version.name == reference for version in registry.list()):
             return _elsewhere(reference, registry)
     version = registry.verify(reference)
-    return Found(version.folder, version)
+    return Found(version.folder, None, version.name) if version.method == BASE else Found(version.folder, version)
 
 
 def with_judges(spec: Any, store: Store) -> Any:

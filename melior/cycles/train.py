@@ -382,7 +382,7 @@ def _name(recipe: Recipe, found: Found) -> str:
         return recipe.save.name
     if found.version is not None:
         return found.version.name
-    told = Path(found.path).name if found.path else f"{_source(recipe)}-{recipe.kind}"
+    told = Path(found.base_model).name if found.path else f"{_source(recipe)}-{recipe.kind}"
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{told}-{recipe.method}").lstrip(".-_") or recipe.method
 
 

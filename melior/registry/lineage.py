@@ -42,7 +42,7 @@ def trace(store: Store, version: Version) -> Lineage:
     descendants: list[Version] = []
     nearest = [version]
     while nearest:
-        nearest = [child for parent in nearest for child in store.versions(parent_id=parent.id)]
+        nearest = [child for parent in nearest for child in store.versions(parent_id=parent.id, deleted=True)]
         descendants += nearest
     links = tuple(_link(store, one) for one in chain)
     return Lineage(chain=links, base_model=chain[-1].base_model, descendants=tuple(descendants))

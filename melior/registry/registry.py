@@ -1,24 +1,27 @@
 """versions of policies: register, find, promote, roll back, verify, trace
 
-A reference is a version's id, the beginning of one (`ver_3f`), `name@alias`, or a `name`, which means `name@prod`.
+A reference is a version's id, the beginning of one (`ver_3f`), `name@alias`, or a `name`, which means `name@prod`, or the
+base model of that name.
 """
 
 from __future__ import annotations
 
 import difflib
 import getpass
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from melior.errors import StoreError
+from melior.errors import NotFound, StoreError
 from melior.registry.files import difference, fingerprint, hash_files
 from melior.registry.lineage import Lineage, trace
 from melior.store import Store
 from melior.store.rows import AliasEvent, Gate, Version
 
 PROD = "prod"
+BASE = "base"  # the method of what nobody here has trained
 NAME = re.compile(r"(?!ver_)[A-Za-z0-9][A-Za-z0-9._:/-]{0,199}")  # no "@", which divides name and alias
 
 
@@ -75,18 +78,52 @@ class Registry:
             metrics=metrics,
         )
 
-    def get(self, reference: str) -> Version:
-        """The version a reference means.
+    def register_base(self, name: str, folder: str | Path) -> Version:
+        """The version of a base model as its files are: one and the same, however many register it at once.
+
+        Raises:
+            StoreError: if the folder is missing or empty, or the name cannot be one or is that of a trained model.
+        """
+        _check_name(name)
+        held = self.current(name)
+        if held is not None:
+            raise StoreError(f"{name}@{PROD} is {held.id}, a model of the registry; give the base model another name")
+        place = Path(folder).expanduser().resolve()
+        files = hash_files(place)
+        mark = fingerprint(files)
+        version = self.store.add_version(
+            name,
+            place,
+            fingerprint=mark,
+            files=files,
+            base_model=name,
+            method=BASE,
+            version_id=f"ver_{hashlib.sha256(f'{BASE} {name} {mark}'.encode()).hexdigest()[:24]}",
+        )
+        if not Path(version.folder).is_dir():
+            return self.store.move_version(version.id, place)
+        return version
+
+    def get(self, reference: str, *, deleted: bool = False) -> Version:
+        """The version a reference means; one that was deleted only where that is asked for.
 
         Raises:
             StoreError: if it means none or several; names what it could have been.
         """
         if reference.startswith("ver_"):
-            return self.store.version(reference)
+            version = self.store.version(reference)
+            if version.deleted is not None and not deleted:
+                raise NotFound(
+                    f"{version.id} was deleted on {version.deleted[:10]}; use another version of {version.name}"
+                )
+            return version
         name, _, alias = reference.partition("@")
         held = self.store.alias(name, alias or PROD)
         if held is not None:
             return self.store.version(held.version_id)
+        bases = [] if alias else [version for version in self.store.versions(name=name) if version.method == BASE]
+        if bases:
+            return bases[-1]
         raise StoreError(self._unknown(name, alias or PROD))
 
     def current(self, name: str, alias: str = PROD) -> Version | None:
@@ -154,13 +191,28 @@ class Registry:
         held = self.store.alias(name, alias)
         if held is None:
             raise StoreError(self._unknown(name, alias))
-        undo_id = self.store.alias_event(held.event_id).undo_id
-        if undo_id is not None:  # a damaged version must not come back; refuse before anything moves
-            self.verify(self.store.alias_event(undo_id).version_id)
+        before = self.store.restorable(held.event_id)
+        if before is not None:  # a damaged version must not come back; refuse before anything moves
+            self.verify(before.version_id)
         event = self.store.roll_back(
             name, alias, expected=held.version_id, actor=_me() if actor is None else actor, reason=reason
         )
         return self.store.version(event.version_id)
+
+    def delete(self, reference: str) -> Version:
+        """The version, which from now on is not listed, answered with, promoted or rolled back to.
+
+        Its files stay, since others may have been trained from them; so does what it decided.
+
+        Raises:
+            StoreError: while an alias points to it, or if it is a base model.
+        """
+        version = self.get(reference)
+        if version.method == BASE:
+            raise StoreError(
+                f"{version.name} is a base model, which nobody here trained; only what was trained can be deleted"
+            )
+        return self.store.delete_version(version.id)
 
     def verify(self, reference: str) -> Version:
         """The version, after hashing its files again.
@@ -176,7 +228,7 @@ class Registry:
 
     def lineage(self, reference: str) -> Lineage:
         """Where a version comes from, up to the base model, and what came from it."""
-        return trace(self.store, self.get(reference))
+        return trace(self.store, self.get(reference, deleted=True))
 
     def _gate(self, version: Version, gate_id: str | None) -> Gate | None:
         if gate_id is None:
@@ -188,7 +240,7 @@ class Registry:
 
     def _unknown(self, name: str, alias: str) -> str:
         versions = self.store.versions(name=name)
-        if versions:
+        if versions and not all(version.method == BASE for version in versions):
             aliases = ", ".join(held.alias for held in self.store.aliases(name=name)) or "none"
             return (
                 f"{name} has {len(versions)} versions but no alias {alias!r} (it has {aliases}); "
