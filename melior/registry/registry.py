@@ -1,7 +1,7 @@
 """versions of policies: register, find, promote, roll back, verify, trace
 
-A reference is a version's id, the beginning of one (`ver_3f`), `name@alias`, or a `name`, which means `name@prod`, or the
-base model of that name.
+A reference is a version's id, the beginning of one (`ver_3f`), `name@alias`, or a `name`, which means `name@prod` or
+else the base model of that name.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Versions(Rows):
         run_id: str | None = None,
         deleted: bool = False,
     ) -> list[Version]:
-        """Versions of a name, of a parent, of a run, or all; the newest is last. Deleted ones where they are asked for."""
+        """Versions of a name, of a parent, of a run, or all, the newest last; deleted ones where that is asked for."""
         left = () if deleted else (schema.versions.c.deleted.is_(None),)
         with self.database.read() as connection:
             return fetch(connection, Version, *left, name=name, parent_id=parent_id, run_id=run_id)
