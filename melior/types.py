@@ -169,7 +169,10 @@ class Sampling:
     """How outputs are sampled. `temperature=0` is greedy; `top_k=0` and `top_p=1` switch truncation off.
 
     Where there are `choices`, an output is one of them, with the probability that the model gives to the whole of it
-    among them all; temperature and truncation then act on choices instead of tokens.
+    among them all; temperature and truncation then act on choices instead of tokens. Where there is a `constraint`,
+    each token is drawn from those that some output of the grammar goes on with, renormalised. Biases and penalties are
+    added to the logits before anything else: `logit_bias` of a token, minus `frequency_penalty` for every time it was
+    decided before, minus `presence_penalty` if it was.
     """
 
     n: int = 1
@@ -180,6 +183,10 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int = 0
     choices: tuple[str, ...] = ()  # empty: any text
+    constraint: str = ""  # a grammar that outputs follow, as melior.policies.constraints writes it; empty: any text
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, and what is added to its logit
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("stop", "choices"):
@@ -196,6 +203,12 @@ class Sampling:
             raise ConfigError(f"sampling.choices holds {twice!r} {self.choices.count(twice)} times; name each once")
         if self.choices and self.stop:
             raise ConfigError("sampling has choices, which end where they end, and stop strings; leave one of them out")
+        object.__setattr__(self, "logit_bias", tuple((int(token), float(bias)) for token, bias in self.logit_bias))
+        if self.choices and (self.constraint or self.biased):
+            raise ConfigError(
+                "sampling has choices, whose whole probability is drawn from, and a constraint, bias or penalty on "
+                "tokens; leave the choices or the others out"
+            )
 
     def _listed(self, name: str) -> None:
         """Makes a tuple of a list, as JSON and YAML have it."""
@@ -205,9 +218,15 @@ class Sampling:
         object.__setattr__(self, name, tuple(given))
 
     @property
+    def biased(self) -> bool:
+        """Whether something is added to the logits."""
+        return bool(self.logit_bias or self.frequency_penalty or self.presence_penalty)
+
+    @property
     def truncated(self) -> bool:
         """Whether what is sampled differs from softmax(logits / temperature)."""
-        return self.temperature == 0 or self.top_k > 0 or self.top_p < 1
+        cut = self.temperature == 0 or self.top_k > 0 or self.top_p < 1
+        return cut or self.biased or bool(self.constraint)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,13 @@
 A prompt is computed once, whatever the number of its samples, and prompts that enter together share their prefixes.
 Finished rows leave the batch at once and waiting ones enter. Each sample draws its own uniform numbers, a function of
 (seed, step, prompt, sample number), so it does not depend on its batch mates; the log-probs kept are those of the
-distribution really sampled from, after temperature, top-k and top-p.
+distribution really sampled from, after biases, penalties, constraint, temperature, top-k and top-p.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,12 @@ import torch
 from torch import Tensor
 
 from melior.policies.choices import Choices, Question, weigh
+from melior.policies.constraints import Follower, Grammars, shaped
 from melior.policies.decoding import CachedDecoder, RecomputingDecoder
 from melior.policies.search import best_choices
 from melior.types import Finish, Sampling
+
+log = logging.getLogger(__name__)
 
 MAX_ROWS = 128  # rows decoded together; how the cost of a token falls up to there: benchmarks/scaling.md
 PREFILL_TOKENS = 2048  # prompt tokens computed in one forward pass
@@ -31,6 +35,10 @@ SEARCH_FROM = 32  # tokens of choices behind a prompt from which the best is sea
 class Renders(Protocol):
     """What the engine needs of a renderer."""
 
+    tokenizer: Any
+
+    @property
+    def stop_id(self) -> int: ...
     @property
     def stop_ids(self) -> frozenset[int]: ...
     def text(self, decisions: Sequence[int]) -> str: ...
@@ -38,7 +46,10 @@ class Renders(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One prompt and how to sample from it; `first_sample` numbers its samples from there."""
+    """One prompt and how to sample from it; `first_sample` numbers its samples from there.
+
+    With `told` every token comes with what the policy itself thought of it, and of that many likeliest ones.
+    """
 
     id: int
     context: tuple[int, ...]
@@ -46,7 +57,16 @@ class Request:
     step: int = 0
     first_sample: int = 0
     choices: Choices | None = None  # the settings' choices, as tokens behind this context
+    told: int | None = None
     adapter: str = ""  # which of the model's adapters answers, where it has several; "" is the model alone
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What the policy itself thought of a token, in nats: at temperature 1, before anything cut or added to it."""
+
+    log_prob: float
+    likeliest: tuple[tuple[int, float], ...]  # token ids and their log-probs, the likeliest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +79,7 @@ class Sample:
     log_probs: tuple[float, ...] | None
     text: str
     finish: Finish
+    thoughts: tuple[Thought, ...] = ()  # one per decision, where they were asked for
 
 
 @dataclass
@@ -71,6 +92,8 @@ class _Row:
     decisions: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finish: Finish | None = None
+    follower: Follower | None = None  # of the settings' constraint
+    thoughts: list[Thought] = field(default_factory=list)
 
 
 class Engine:
@@ -91,7 +114,12 @@ class Engine:
     # ------------------------------------------------------------------ the four verbs
 
     def submit(self, request: Request) -> None:
-        """Queues a request."""
+        """Queues a request.
+
+        Raises:
+            ConfigError: if its constraint cannot be followed.
+        """
+        self.follow(request.settings)
         (self.waiting if request.choices is None else self.choosing).append(request)
 
     @torch.no_grad()
@@ -130,6 +158,16 @@ class Engine:
         """Steps until every request has finished."""
         while self.step():
             pass
+
+    def follow(self, settings: Sampling) -> Follower | None:
+        """What holds an output to the constraint of the settings, if they have one.
+
+        Raises:
+            ConfigError: if it cannot be followed.
+        """
+        if not settings.constraint:
+            return None
+        return Grammars.of(self.renderer, len(self.backbone.head.weight)).follow(settings.constraint)
 
     # ------------------------------------------------------------------ inside
 
@@ -206,6 +244,8 @@ class Engine:
         with self.backbone.adapted_by([entering[0].adapter]):
             states = self.decoder.admit([(request.context, request.settings.n) for request in entering])
         new = [_row(request, number) for request in entering for number in range(request.settings.n)]
+        for row in new:
+            row.follower = self.follow(row.request.settings)
         repeats = torch.tensor([request.settings.n for request in entering], device=states.device)
         self._decide(new, states.repeat_interleave(repeats, 0))
         self.rows += new
@@ -213,21 +253,54 @@ class Engine:
     def _decide(self, rows: Sequence[_Row], states: Tensor) -> None:
         """Samples one token per row from the head's distribution and notes what ended."""
         logits = self.backbone.head.logits(states)
+        own = self._own(rows, logits)
+        live = self._shape(rows, logits)
+        if len(live) < len(rows):
+            rows, logits = [rows[index] for index in live], logits[live]
+            own = {place: own[index] for place, index in enumerate(live) if index in own}
+        if not rows:
+            return
         uniforms = np.array([row.uniforms[len(row.decisions)] for row in rows])
         tokens, log_probs = choose(logits, [row.request.settings for row in rows], torch.from_numpy(uniforms))
         self.tokens += len(rows)
-        for row, token, log_prob in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
+        for place, (row, token, log_prob) in enumerate(zip(rows, tokens.tolist(), log_probs.tolist(), strict=True)):
+            if row.request.told is not None:
+                row.thoughts.append(_thought(own[place], token, row.request.told, len(self.renderer.tokenizer)))
             row.decisions.append(token)
             row.log_probs.append(log_prob)
             settings = row.request.settings
             stopped = token in self.renderer.stop_ids
+            if row.follower is not None and not stopped:
+                row.follower.take(token)
             if not stopped and settings.stop:
                 text = self.renderer.text(row.decisions)
                 stopped = any(stop in text for stop in settings.stop)
             if stopped:
                 row.finish = "stop"
             elif len(row.decisions) >= settings.max_tokens:
-                row.finish = "length"
+                row.finish = "stop" if row.follower is not None and row.follower.ended else "length"
+
+    def _own(self, rows: Sequence[_Row], logits: Tensor) -> dict[int, Tensor]:  # [R, V] -> number of a row → [V]
+        """The policy's own log-probs, for rows whose request asks what it thought."""
+        asking = [index for index, row in enumerate(rows) if row.request.told is not None]
+        own = torch.log_softmax(logits[asking], -1) if asking else ()
+        return dict(zip(asking, own, strict=True))
+
+    def _shape(self, rows: Sequence[_Row], logits: Tensor) -> list[int]:  # [R, V]
+        """Writes biases, penalties and constraints into the logits; rows that can go on are returned."""
+        live = list(range(len(rows)))
+        for index, row in enumerate(rows):
+            settings = row.request.settings
+            if row.follower is None and not settings.biased:
+                continue  # rows that ask for nothing of it pay nothing for it
+            allowed = None if row.follower is None else row.follower.allowed()
+            if allowed is not None and not bool(allowed.any()):
+                log.warning("an output is given up: its constraint became too complex to follow")
+                row.finish = "cancelled"
+                live.remove(index)
+            else:
+                logits[index] = shaped(logits[index], settings, row.decisions, allowed)
+        return live
 
     def _release(self) -> None:
         """Hands finished rows over and frees their places."""
@@ -255,7 +328,13 @@ class Engine:
             log_probs=None if greedy else tuple(row.log_probs),
             text=text[: min(cuts)] if cuts else text,
             finish=finish,
+            thoughts=tuple(row.thoughts),
         )
+
+
+def _thought(own: Tensor, token: int, likeliest: int, known: int) -> Thought:  # [V]
+    best = own[:known].topk(min(likeliest, known))  # most models have more rows than tokens
+    return Thought(float(own[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
 
 
 def _row(request: Request, number: int) -> _Row:
@@ -292,7 +371,7 @@ def temper(
     temperatures = [s.temperature if s.temperature > 0 else 1.0 for s in settings]
     # Every pass over [R, V] costs as much as a layer, so what changes nothing is left out.
     scaled = logits if set(temperatures) == {1.0} else logits / logits.new_tensor(temperatures)[:, None]
-    if any(s.temperature > 0 and s.truncated for s in settings):
+    if any(s.temperature > 0 and (s.top_k > 0 or s.top_p < 1) for s in settings):
         scaled = truncate(scaled - torch.logsumexp(scaled, dim=-1, keepdim=True), settings)
     return scaled
 

@@ -23,6 +23,8 @@ Expects = Callable[[Sequence[Record]], Tensor]  # records → [N, T, K] reward e
 
 NO_SCORE = "no score"
 NONE, GREEDY = "no propensities", "no propensities, being greedy"
+HELD = "a constraint, which this policy is not held to"  # their log-probs are those of another distribution
+BROKEN_OFF = "no end, being cancelled"
 COUNT, IMPOSSIBLE = "another number of propensities than of decisions", "a propensity that is zero or impossible"
 CUT = "decisions this policy cannot encode"
 ROUNDING = 1e-6  # nats by which a certain decision may be recorded above probability one
@@ -141,6 +143,10 @@ def _flaw(record: Record, score: Score) -> str:
     """Why the record cannot be used; empty where it can."""
     if score.value is None or not math.isfinite(score.value):
         return NO_SCORE
+    if record.finish == "cancelled":
+        return BROKEN_OFF
+    if record.sampling is not None and record.sampling.constraint:
+        return HELD
     chances = record.behavior_log_probs
     if chances is None or not len(chances):
         return GREEDY if record.sampling is not None and record.sampling.temperature == 0 else NONE
