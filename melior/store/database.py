@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from melior.errors import StoreError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_S = 30.0  # a writer waits this long for another one before it gives up
+POOL = 20  # connections to a SQLite file that are kept: it is cheaper than to open one for every thread of a server
 MIGRATION_LOCK = 0x6D656C696F72  # "melior", the key of PostgreSQL's advisory lock
 _WRITES = "melior_writes"  # execution option: this connection's transactions write
 
@@ -41,6 +43,9 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._writer = engine.execution_options(**{_WRITES: True})
+        # SQLite lets one write at a time, and who must wait sleeps for up to a tenth of a second before it looks again;
+        # threads of one process wait in line instead
+        self._turn = threading.RLock() if engine.dialect.name == "sqlite" else nullcontext()
 
     @classmethod
     def open(cls, where: str | Path) -> Database:
@@ -70,7 +75,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that is durable when the block ends and leaves no trace when it raises."""
-        with _refusals(), self._writer.begin() as connection:
+        with self._turn, _refusals(), self._writer.begin() as connection:
             yield connection
 
     def _migrate(self) -> None:
@@ -116,7 +121,7 @@ def _connect(url: URL) -> Engine:
         if url.database in (None, "", ":memory:"):
             raise StoreError("a database in memory forgets everything when the process ends; name a file")
         Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+        engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, pool_size=POOL, max_overflow=POOL)
     except NoSuchModuleError:
         raise StoreError(f"no driver for {name}; use sqlite:///file or postgresql://…") from None
     except ModuleNotFoundError as error:
