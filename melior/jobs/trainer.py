@@ -15,13 +15,20 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from melior.durable import write_file
 from melior.errors import DataError, MeliorError, TrainingError
 
+if TYPE_CHECKING:
+    from melior.store import Store
+    from melior.store.rows import Job
+
 DONE, FAILED, INTERRUPTED = 0, 3, 130  # exit statuses; any other is a process that was lost
 ERROR = "job-error.json"
 WATCH_S = 0.5  # between two looks at whether the worker lives
+# evaluates? → code of an error in the rows, of any other
+CODES = {False: ("invalid_training_file", "training_failed"), True: ("invalid_rows", "evaluation_failed")}
 PATIENCE_S = 60.0  # for a process that was lost to let go of the folder
 
 
@@ -34,8 +41,6 @@ def main(arguments: list[str] | None = None) -> int:
     _die_with(os.getppid())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    from melior.cycles.recipe import recipe_of
-    from melior.cycles.train import run_recipe
     from melior.store import Store
 
     with Store.open(asked.database) as store:
@@ -45,15 +50,29 @@ def main(arguments: list[str] | None = None) -> int:
         (folder / ERROR).unlink(missing_ok=True)
         try:
             _wait_for(folder)
-            run_recipe(recipe_of(job.recipe), folder, store=store)
+            _do(job, folder, store)
         except KeyboardInterrupt:
             return INTERRUPTED
         except MeliorError as error:
-            code = "invalid_training_file" if isinstance(error, DataError) else "training_failed"
+            codes = CODES[job.eval_id is not None]
+            code = codes[not isinstance(error, DataError)]
             write_file(folder / ERROR, json.dumps({"code": code, "message": str(error), "param": None}))
             print(error, file=sys.stderr)
             return FAILED
     return DONE
+
+
+def _do(job: Job, folder: Path, store: Store) -> None:
+    """What a job can be; each brings what it needs when it is asked for."""
+    if job.eval_id is not None:
+        from melior.jobs.evaluation import run_evaluation
+
+        run_evaluation(job, folder, store)
+    else:
+        from melior.cycles.recipe import recipe_of
+        from melior.cycles.train import run_recipe
+
+        run_recipe(recipe_of(job.recipe), folder, store=store)
 
 
 def _die_with(parent: int) -> None:

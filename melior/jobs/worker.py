@@ -56,23 +56,29 @@ class Worker:
     beat_s: float = BEAT_S
     poll_s: float = POLL_S
 
-    def work(self, stop: threading.Event) -> None:
-        """Does jobs until `stop` is set."""
+    def work(self, stop: threading.Event, *, once: bool = False) -> int:
+        """Does jobs until `stop` is set, or, with `once`, until none waits; how many it took."""
+        taken = 0
         while not stop.is_set():
             try:
                 job = self.store.claim(self.owner, self.lease_s)
             except StoreError as error:  # a database that is busy or away comes back
                 log.warning("no job could be claimed: %s", error)
                 job = None
+            if job is None and once:
+                break
             if job is None:
                 stop.wait(self.poll_s)
             else:
                 self.do(job, stop)
+                taken += 1
+        return taken
 
     def do(self, job: Job, stop: threading.Event | None = None) -> None:
         """Does one job that this worker has claimed."""
         try:
-            self.store.add_event(job.id, f"Training begins (attempt {job.fence})", fence=job.fence)
+            what = "Training" if job.eval_id is None else "Evaluation"
+            self.store.add_event(job.id, f"{what} begins (attempt {job.fence})", fence=job.fence)
             _Doing(self, job, stop or threading.Event()).run()
         except FencedError as error:
             log.warning("%s", error)
