@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from served import TOKEN
+
 MOST_S = 600  # of one offer, however long it was asked to be
 PATIENCE_S = 35.0  # for one answer: the server's own limit is 30 s
 
@@ -56,12 +58,8 @@ class Offer:
     def request(self, number: int) -> bytes:
         """One request as it goes over the wire."""
         content = self.body.replace("{number}", str(number)).encode()
-        key = f"Idempotency-Key: {self.key}{number}\r\n" if self.key else ""
-        head = (
-            f"POST {self.path} HTTP/1.1\r\nHost: {urlsplit(self.url).netloc}\r\nAuthorization: Bearer {self.token}\r\n"
-            f"Content-Type: application/json\r\n{key}Content-Length: {len(content)}\r\n\r\n"
-        )
-        return head.encode() + content
+        key = f"{self.key}{number}" if self.key else ""
+        return request_bytes(urlsplit(self.url).netloc, self.path, content, self.token, key)
 
 
 @dataclass
@@ -122,37 +120,72 @@ async def send(offer: Offer) -> dict[str, object]:
 
 async def _line(offer: Offer, waiting: asyncio.Queue[tuple[float, bytes] | None], told: Told) -> None:
     """One connection, opened anew where it breaks."""
-    place, stream = urlsplit(offer.url), None
+    connection = Connection(offer.url)
     while (item := await waiting.get()) is not None:
         due, request = item
-        try:
-            if stream is None:
-                stream = await asyncio.open_connection(place.hostname, place.port)
-            sent = time.perf_counter()
-            status, retry = await asyncio.wait_for(_exchange(*stream, request), PATIENCE_S)
-        except (OSError, ValueError, asyncio.IncompleteReadError, TimeoutError) as error:
-            told.statuses[type(error).__name__] += 1
-            if stream is not None:
-                stream[1].close()
-            stream = None
-            continue
+        sent = time.perf_counter()
+        status, head, _ = await connection.exchange(request, PATIENCE_S)
         ended = time.perf_counter()
         told.statuses[status] += 1
-        told.retry_after += retry
+        told.retry_after += b"\r\nretry-after:" in head
         if status == "200":
             told.latencies.append(ended - due)
             told.served.append(ended - sent)
-    if stream is not None:
-        stream[1].close()
+    connection.close()
 
 
-async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> tuple[str, bool]:
-    """The status of one answer, and whether it names a time to come again."""
-    writer.write(request)
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
-    await reader.readexactly(int(length or b"0"))
-    return head.split(b" ", 2)[1].decode(), b"\r\nretry-after:" in head
+@dataclass
+class Connection:
+    """One connection to the server, opened anew where it broke: cheap, so that the load costs less than the answer."""
+
+    url: str
+    token: str = TOKEN
+    streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post(self, path: str, body: object, *, key: str = "", timeout_s: float = PATIENCE_S) -> tuple[str, bytes]:
+        """Status and content; "lost" where no answer came."""
+        place = urlsplit(self.url).netloc
+        request = request_bytes(place, path, json.dumps(body).encode(), self.token, key)
+        status, _, content = await self.exchange(request, timeout_s)
+        return status, content
+
+    async def exchange(self, request: bytes, timeout_s: float) -> tuple[str, bytes, bytes]:
+        """Status, head and content of one answer; "lost" where none came."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._exchange(request)
+        except (OSError, ValueError, asyncio.IncompleteReadError, TimeoutError):
+            self.close()
+            return "lost", b"", b""
+
+    async def _exchange(self, request: bytes) -> tuple[str, bytes, bytes]:
+        if self.streams is None:
+            place = urlsplit(self.url)
+            self.streams = await asyncio.open_connection(place.hostname, place.port)
+        reader, writer = self.streams
+        writer.write(request)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        content = await reader.readexactly(int(length or b"0"))
+        if b"\r\nconnection: close" in head:
+            self.close()
+        return head.split(b" ", 2)[1].decode(), head, content
+
+    def close(self) -> None:
+        """Gives it back."""
+        if self.streams is not None:
+            self.streams[1].close()
+        self.streams = None
+
+
+def request_bytes(place: str, path: str, content: bytes, token: str, key: str = "") -> bytes:
+    """One request as it goes over the wire."""
+    idempotent = f"Idempotency-Key: {key}\r\n" if key else ""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {place}\r\nAuthorization: Bearer {token}\r\n"
+        f"Content-Type: application/json\r\n{idempotent}Content-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
 
 
 def main() -> None:
@@ -165,7 +198,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--key", default="", help="the beginning of each request's Idempotency-Key")
-    offer = Offer(token=os.environ.get("MELIOR_TOKEN", ""), **vars(parser.parse_args()))
+    offer = Offer(token=os.environ.get("MELIOR_TOKEN", TOKEN), **vars(parser.parse_args()))
     json.dump(asyncio.run(send(offer)), sys.stdout, indent=1)
     print()
 
