@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from melior.errors import ConfigError
+from melior.errors import ConfigError, ModelError
 from melior.policies.fused import fuse
+from melior.policies.weights import resolve
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,21 @@ def load_adapter(model: Any, folder: Path) -> PeftModel:
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and not a whole model."""
     return (folder / "adapter_config.json").is_file()
+
+
+def base_of(folder: Path) -> Path | str | None:
+    """The model that a folder's adapter stands on, as `resolve` finds it; None for a whole model.
+
+    Raises:
+        ModelError: if it is not to be found, or the adapter does not say which it is.
+    """
+    if not is_adapter(folder):
+        return None
+    try:
+        told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return resolve(str(told["base_model_name_or_path"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder}/adapter_config.json does not name the adapter's model; save it anew") from error
 
 
 @contextmanager

@@ -20,11 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from melior.errors import ConfigError, DataError, MeliorError
 from melior.policies.engine import Sample
+from melior.serving.loaded import Speaker
 from melior.serving.models import version_of
 from melior.serving.problems import Problem, problem_of
 from melior.serving.security import needs
 from melior.serving.service import Service
-from melior.serving.voices import Ticket, Voice
+from melior.serving.voices import Ticket
 from melior.serving.wire import Order, page, seconds
 from melior.store.rows import Completion, Version
 from melior.types import Record, Sampling
@@ -120,7 +121,7 @@ class Answering:
         self.version: Version = version_of(service, asked.model)
         self.alias = asked.model.partition("@")[2] or None
         try:
-            self.voice: Voice = service.voices.of(self.version)
+            self.voice: Speaker = service.voices.of(self.version)
             room = self.voice.policy.max_length - len(self.voice.policy.renderer.context(asked.inputs))
             self.settings = asked.sampling(room)
             self.ticket: Ticket = self.voice.ask(asked.inputs, self.settings, streams=bool(asked.stream), loop=loop)

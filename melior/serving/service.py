@@ -9,9 +9,9 @@ from pathlib import Path
 
 from melior.jobs.worker import Worker
 from melior.serving.deciders import Deciders
+from melior.serving.loaded import Voices
 from melior.serving.metrics import Metrics
 from melior.serving.security import Limits
-from melior.serving.voices import Voices
 from melior.serving.writer import Writer
 from melior.store import Store
 

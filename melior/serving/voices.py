@@ -12,20 +12,19 @@ import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from melior.errors import DataError, MeliorError
 from melior.policies.engine import Engine, Request, Sample
-from melior.policies.kinds import load_policy
+from melior.policies.mixing import Mixture, read_adapter
 from melior.serving.problems import Problem
-from melior.store.rows import Version
 from melior.types import Sampling
 
 log = logging.getLogger(__name__)
 
 MOST_ASKED = 256  # requests that one voice has taken and not answered: beyond, it would not answer within a minute
 AGAIN_S = 2  # when to come again
-LOADED = 2  # models that are held at once; the one that was asked least lately goes first
 HALF = "\N{REPLACEMENT CHARACTER}"  # what a character looks like before its last byte has come
 
 
@@ -47,6 +46,7 @@ class Ticket:
     context: tuple[int, ...]
     settings: Sampling
     streams: bool
+    adapter: str = ""  # which of the model's adapters answers; "" is the model itself
     pieces: asyncio.Queue[Piece | BaseException] = field(default_factory=asyncio.Queue)
     told: dict[int, str] = field(default_factory=dict)  # sample → the text that was sent of it
     left: int = 0  # samples whose end was not read
@@ -74,11 +74,17 @@ class Ticket:
             yield piece
 
 
+class Gone(Exception):
+    """A voice, or one of its adapters, has made room for others and must be loaded again."""
+
+
 class Voice:
-    """One language model and the thread that decodes for it."""
+    """One language model, the adapters over it, and the thread that decodes for them all."""
 
     def __init__(self, policy: Any) -> None:
         self.policy = policy
+        self.adapters: OrderedDict[str, Path] = OrderedDict()  # name → folder; the one asked least lately first
+        self.mixture: Mixture | None = None  # made with the first of them
         self.engine: Engine = policy.engine()
         self.tickets: dict[int, Ticket] = {}
         self.coming: list[Ticket] = []
@@ -90,12 +96,15 @@ class Voice:
         self.thread = threading.Thread(target=self._work, name="voice", daemon=True)
         self.thread.start()
 
-    def ask(self, inputs: Any, settings: Sampling, *, streams: bool, loop: asyncio.AbstractEventLoop) -> Ticket:
-        """A request that is being answered; its pieces arrive in that loop.
+    def ask(
+        self, inputs: Any, settings: Sampling, *, streams: bool, loop: asyncio.AbstractEventLoop, adapter: str = ""
+    ) -> Ticket:
+        """A request that an adapter, or the model itself, is answering; its pieces arrive in that loop.
 
         Raises:
             DataError: if the inputs leave no room for the answer.
             Problem: if too many are being answered already.
+            Gone: if it has ended, or holds the adapter no more.
         """
         context = self.policy.renderer.context(inputs)
         room = self.policy.max_length - len(context)
@@ -105,11 +114,13 @@ class Voice:
                 f"{self.policy.max_length}; send less, or lower max_tokens"
             )
         with self.awake:
+            if self.stopped or (adapter and adapter not in self.adapters):
+                raise Gone
             if (before := len(self.tickets) + len(self.coming)) >= MOST_ASKED:
                 told = f"{before} requests are being answered by this model; ask again in {AGAIN_S} s"
                 raise Problem(503, told, code="overloaded", retry=True, headers={"retry-after": str(AGAIN_S)})
             self.count += 1
-            ticket = Ticket(self.count, loop, context, settings, streams, left=settings.n, open=settings.n)
+            ticket = Ticket(self.count, loop, context, settings, streams, adapter, left=settings.n, open=settings.n)
             self.coming.append(ticket)
             self.awake.notify()
         return ticket
@@ -119,6 +130,55 @@ class Voice:
         with self.awake:
             self.going.append(ticket.id)
             self.awake.notify()
+
+    # ------------------------------------------------------------------ what it holds
+
+    def hold(self, name: str, folder: Path, *, most: int) -> None:
+        """Loads an adapter; beyond `most`, those leave that answer nobody and were asked least lately.
+
+        Raises:
+            ModelError, CheckpointError: if it cannot be read, or does not fit.
+            Gone: if this voice has ended.
+        """
+        if name not in self.adapters:
+            read = read_adapter(folder, self.policy.backbone.device)  # the engine goes on meanwhile
+            with self.awake:
+                if self.mixture is None:
+                    self.mixture = self.policy.backbone.mixture = Mixture(self.policy.backbone.inner)
+                self.mixture.add(name, read)
+                self.adapters[name] = folder
+        with self.awake:
+            if self.stopped or name not in self.adapters:
+                raise Gone
+            self.adapters.move_to_end(name)
+            spare = [other for other in self.adapters if other not in self._asked() and other != name]
+            for other in spare[: max(0, len(self.adapters) - most)]:
+                self._drop(other)
+
+    def let_go(self, name: str) -> bool:
+        """Drops an adapter unless it answers somebody; whether it is not held any more."""
+        with self.awake:
+            if name in self.adapters and name not in self._asked():
+                self._drop(name)
+            return name not in self.adapters
+
+    def stop_if_idle(self) -> bool:
+        """Ends a voice that answers nobody, and lets its weights go; whether it did."""
+        with self.awake:
+            if self.coming or self.tickets:
+                return False
+            self.stopped = True
+            self.awake.notify()
+        self.thread.join()
+        return True
+
+    def _asked(self) -> set[str]:
+        return {ticket.adapter for ticket in [*self.tickets.values(), *self.coming]}
+
+    def _drop(self, name: str) -> None:
+        assert self.mixture is not None
+        del self.adapters[name]
+        self.mixture.drop(name)
 
     def give_up(self, problem: Problem) -> None:
         """Tells all that is being answered, and all that still comes, that it will not be."""
@@ -155,9 +215,11 @@ class Voice:
                 self.awake.wait()
             coming, self.coming = self.coming, []
             going, self.going = self.going, []
+            self.tickets |= {ticket.id: ticket for ticket in coming}  # at no time is one of them nowhere
         for ticket in coming:
-            self.tickets[ticket.id] = ticket
-            self.engine.submit(Request(id=ticket.id, context=ticket.context, settings=ticket.settings))
+            self.engine.submit(
+                Request(id=ticket.id, context=ticket.context, settings=ticket.settings, adapter=ticket.adapter)
+            )
         for number in going:
             if number in self.tickets:
                 self.engine.cancel(number)
@@ -197,40 +259,3 @@ class Voice:
             ticket.put(error)
         self.tickets.clear()
         self.engine = self.policy.engine()
-
-
-@dataclass
-class Voices:
-    """The models that are loaded."""
-
-    loaded: OrderedDict[str, Voice] = field(default_factory=OrderedDict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def of(self, version: Version) -> Voice:
-        """The voice of a version, loaded where it is not yet.
-
-        Raises:
-            DataError: if it is no language model.
-        """
-        with self.lock:
-            if version.id not in self.loaded:
-                policy = load_policy(version.folder)
-                if policy.kind != "language":
-                    raise DataError(f"{version.name} is a {policy.kind} policy and does not chat; ask /v1/decisions")
-                self.loaded[version.id] = Voice(policy)
-                while len(self.loaded) > LOADED:
-                    self.loaded.popitem(last=False)[1].stop(wait=False)
-            self.loaded.move_to_end(version.id)
-            return self.loaded[version.id]
-
-    def give_up(self, problem: Problem) -> None:
-        """Tells all that is being answered that it will not be."""
-        with self.lock:
-            for voice in self.loaded.values():
-                voice.give_up(problem)
-
-    def stop(self) -> None:
-        """Ends all, when they have answered what they were asked."""
-        with self.lock:
-            while self.loaded:
-                self.loaded.popitem()[1].stop()
