@@ -26,6 +26,7 @@ from melior.cli import (
     serve,
     train,
     tune,
+    webhooks,
 )
 from melior.cli.output import Errors
 
@@ -60,6 +61,7 @@ app.command("serve")(serve.serve)
 app.add_typer(models.app, name="models")
 app.add_typer(serve.keys, name="keys")
 app.add_typer(runs.app, name="runs")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 def _version(wanted: bool) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import anyio.to_thread
 from fastapi import Depends, FastAPI, Request, Response
 
-from melior.serving import chat, decisions, feedback, files, fine_tuning, graders, models
+from melior.serving import chat, decisions, feedback, files, fine_tuning, graders, models, webhooks
 from melior.serving.metrics import Counted
 from melior.serving.problems import Problem, tell_problems
 from melior.serving.security import Guard, check_routes, needs
 from melior.serving.service import Service
 
-SERVED = (chat, decisions, feedback, files, fine_tuning, graders, models)
+SERVED = (chat, decisions, feedback, files, fine_tuning, graders, models, webhooks)
 
 
 def create_app(service: Service) -> FastAPI:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melior.jobs.worker import Worker
+from melior.serving.courier import Courier
 from melior.serving.deciders import Deciders
 from melior.serving.loaded import Voices
 from melior.serving.metrics import Metrics
@@ -41,15 +42,18 @@ class Service:
     draining: threading.Event = field(default_factory=threading.Event)  # set: answer what is asked, take nothing new
     writer: Writer = field(init=False)  # of feedback
     worker: threading.Thread | None = None
+    courier: Courier = field(init=False)  # of messages to webhooks
     deciders: Deciders = field(default_factory=Deciders)  # all other policies that do
     voices: Voices = field(default_factory=Voices)  # language models that answer
 
     def __post_init__(self) -> None:
+        self.courier = Courier(self.store)
         self.writer = Writer(self.store)
 
     def start(self) -> None:
         """Begins what works beside the requests."""
         self.writer.start()
+        self.courier.start()
         if self.settings.work:
             worker = Worker(self.store, self.settings.database)
             self.worker = threading.Thread(target=worker.work, args=(self.draining,), name="worker")
@@ -60,6 +64,7 @@ class Service:
         self.draining.set()
         self.voices.stop()
         self.writer.stop()
+        self.courier.stop()
         if self.worker is not None:
             self.worker.join()
 

@@ -58,7 +58,7 @@ def announce(connection: Connection, type: Event, data: Mapping[str, Any]) -> No
     """Adds a message to every webhook that wants this event; to be called in the transaction that makes it true."""
     wanting = [hook for hook in fetch(connection, Webhook, schema.webhooks.c.revoked.is_(None)) if type in hook.events]
     if wanting:
-        body = _body(type, data)
+        body = message(type, data)
         add(connection, schema.deliveries, [vars(_delivery(hook.id, type, body)) for hook in wanting])
 
 
@@ -198,7 +198,8 @@ def _updated(connection: Connection, row: Webhook, values: Mapping[str, Any]) ->
 def _known(events: Sequence[str]) -> tuple[str, ...]:
     odd = [event for event in events if event not in EVENTS]
     if odd or not events:
-        raise StoreError(f"{odd[0]!r} is no event" if odd else "a webhook has at least one event") from None
+        told = f"{odd[0]!r} is no event" if odd else "a webhook has at least one event"
+        raise StoreError(f"{told}; events are {', '.join(EVENTS)}")
     return tuple(dict.fromkeys(events))
 
 
@@ -207,7 +208,8 @@ def _secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
-def _body(type: str, data: Mapping[str, Any]) -> dict[str, Any]:
+def message(type: Event, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What is sent of an event, as the OpenAI dialect has it."""
     told = {"id": new_id("evt"), "object": "event", "created_at": int(datetime.now(UTC).timestamp())}
     return {**told, "type": type, "data": dict(data)}
 
