@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Text, and_, exists, select, type_coerce
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import IntegrityError
 
 from melior.errors import StoreError
 from melior.store import schema
-from melior.store.query import Rows, add, add_row, fetch, find, new_id, now, record_columns, score_columns
-from melior.store.rows import Decision, Feedback, Grade
+from melior.store.declared import Declared
+from melior.store.feedback import Heard, Said
+from melior.store.query import add, fetch, find, in_force, new_id, now, record_columns, score_columns
+from melior.store.rows import Decision, Grade
 from melior.types import Record, Score
 
-
-@dataclass(frozen=True, kw_only=True)
-class Said:
-    """What somebody says of a decision or an episode."""
-
-    metric: str
-    value: Any
-    decision_id: str | None = None
-    episode_id: str | None = None
-    source: str = ""
-    comment: str = ""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    feedback_id: str | None = None  # of whoever says it, so that it is kept once however often it is said
+__all__ = ["Log", "Said"]
+counts = in_force
 
 
-class Log(Rows):
-    """Decisions, scores and feedback."""
+class Log(Heard, Declared):
+    """Decisions, scores, feedback, and what it may be."""
 
     def add_records(
         self,
@@ -143,119 +132,3 @@ class Log(Rows):
         if decision_ids is None:
             return self._list(Grade, name=name)
         return self._among(Grade, schema.scores.c.decision_id, decision_ids, name=name)
-
-    def add_feedback(
-        self,
-        metric: str,
-        value: Any,
-        *,
-        decision_id: str | None = None,
-        episode_id: str | None = None,
-        source: str = "",
-        comment: str = "",
-        tags: Mapping[str, str] | None = None,
-        feedback_id: str | None = None,
-    ) -> Feedback:
-        """What was said. The same `feedback_id` with the same body returns the row that is there already.
-
-        Raises:
-            StoreError: if the id came with another body before, the decision is unknown, or nothing is named.
-        """
-        said = Said(
-            metric=metric,
-            value=value,
-            decision_id=decision_id,
-            episode_id=episode_id,
-            source=source,
-            comment=comment,
-            tags=tags or {},
-            feedback_id=feedback_id,
-        )
-        (result,) = self.add_feedbacks([said])
-        if isinstance(result, StoreError):
-            raise result
-        return result
-
-    def add_feedbacks(self, said: Sequence[Said]) -> list[Feedback | StoreError]:
-        """What was said, in order, made durable together; where one is refused, why, and the others are kept.
-
-        Raises:
-            StoreError: if the database refuses all of it.
-        """
-        rows = [_feedback(one) for one in said]
-        results: list[Feedback | StoreError] = []
-        with self.database.write() as connection:
-            for row in rows:
-                results.append(row if isinstance(row, StoreError) else _kept(connection, row))
-        return results
-
-    def feedback(
-        self,
-        *,
-        metric: str | None = None,
-        decision_id: str | None = None,
-        episode_id: str | None = None,
-        in_force: bool = False,
-    ) -> list[Feedback]:
-        """What people and systems said; `in_force` leaves out what was corrected or taken back since."""
-        where = [counts()] if in_force else []
-        with self.database.read() as connection:
-            return fetch(connection, Feedback, *where, metric=metric, decision_id=decision_id, episode_id=episode_id)
-
-
-def counts() -> ColumnElement[bool]:
-    """Whether a row of feedback is in force: nothing replaces it, and it is no taking back itself."""
-    table, later = schema.feedback, schema.feedback.alias("later")
-    taken_back = and_(table.c.replaces_id.is_not(None), type_coerce(table.c.value, Text) == "null")
-    return and_(~exists().where(later.c.replaces_id == table.c.id), ~taken_back)
-
-
-def _feedback(said: Said) -> Feedback | StoreError:
-    """The row that would be kept, or why there can be none."""
-    if said.decision_id is None and said.episode_id is None:
-        return StoreError("feedback named neither a decision nor an episode; give decision_id or episode_id")
-    row = Feedback(
-        id=said.feedback_id or new_id("fb"),
-        metric=said.metric,
-        value=said.value,
-        decision_id=said.decision_id,
-        episode_id=said.episode_id,
-        source=said.source,
-        comment=schema.clean(said.comment),
-        tags=dict(said.tags),
-        created=now(),
-    )
-    try:
-        _body(row)
-    except StoreError as error:
-        return error
-    return row
-
-
-def _kept(connection: Connection, row: Feedback) -> Feedback | StoreError:
-    """The row as it is kept: this one, or the one that had its id before."""
-    known = fetch(connection, Feedback, id=row.id)
-    if not known:
-        try:
-            with connection.begin_nested():
-                return add_row(connection, row)
-        except StoreError as error:  # the decision is not there
-            return error
-        except IntegrityError:  # PostgreSQL: somebody stored this id since we looked
-            known = fetch(connection, Feedback, id=row.id)
-            if not known:
-                raise
-    if _body(known[0]) != _body(row):
-        return StoreError(f"feedback {row.id!r} was given before with another body; use a new id")
-    return known[0]
-
-
-def _body(row: Feedback) -> str:
-    """Everything a client sent but the id, as text, whatever key brought it; true, 1 and 1.0 differ."""
-    body = {name: value for name, value in vars(row).items() if name not in ("id", "created", "given_by")}
-    try:
-        return json.dumps(body, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise StoreError(
-            f"feedback {row.metric!r} is not a JSON value ({error}); send a finite number or text"
-        ) from error

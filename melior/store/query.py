@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Literal, TypeVar, get_args
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, Table, func, insert, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    Table,
+    Text,
+    and_,
+    exists,
+    func,
+    insert,
+    select,
+    type_coerce,
+)
 
 from melior.errors import NotFound, StoreError
 from melior.store import schema
@@ -109,7 +122,7 @@ def add_row(connection: Connection, row: Kind) -> Kind:
 
 def _missing(connection: Connection, column: ColumnElement[str], wanted: Sequence[str]) -> list[str]:
     known: set[str] = set()
-    for chunk in _chunks(wanted):
+    for chunk in chunks(wanted):
         known.update(connection.scalars(select(column).where(column.in_(chunk))))
     return [one for one in wanted if one not in known]
 
@@ -186,6 +199,18 @@ def find(connection: Connection, kind: type[Kind], reference: str) -> Kind:
     return found[0]
 
 
+def in_force() -> ColumnElement[bool]:
+    """Whether a row of feedback counts: nothing replaces it, and it is no taking back itself."""
+    table, later = schema.feedback, schema.feedback.alias("later")
+    taken_back = and_(table.c.replaces_id.is_not(None), type_coerce(table.c.value, Text) == "null")
+    return and_(~exists().where(later.c.replaces_id == table.c.id), ~taken_back)
+
+
+def among(connection: Connection, kind: type[Kind], column: ColumnElement[str], ids: Collection[str]) -> list[Kind]:
+    """Rows that have one of these in a column, however many these are."""
+    return [row for chunk in chunks(sorted(ids)) for row in fetch(connection, kind, column.in_(chunk))]
+
+
 class Rows:
     """What every part of the store can do: list the rows of a table, find one."""
 
@@ -216,7 +241,7 @@ class Rows:
     def _among(self, kind: type[Kind], column: ColumnElement[str], ids: Sequence[str], /, **equal: Any) -> list[Kind]:
         found: list[Kind] = []
         with self.database.read() as connection:
-            for chunk in _chunks(list(dict.fromkeys(ids))):
+            for chunk in chunks(list(dict.fromkeys(ids))):
                 found += fetch(connection, kind, column.in_(chunk), **equal)
         return found
 
@@ -228,7 +253,7 @@ def one_of(choices: Any, value: str) -> Any:
     return value
 
 
-def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     """The ids in pieces that fit one statement."""
     return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
 

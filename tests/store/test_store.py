@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from melior.errors import StoreError
+from melior.errors import NotFound, StoreError
 from melior.store import Store
 from melior.store.rows import Version
 from melior.types import Record, Sampling, Score
@@ -185,7 +185,7 @@ def test_feedback_is_any_json_value(store: Store, value: Any) -> None:
 def test_feedback_that_means_nothing_is_refused(store: Store) -> None:
     with pytest.raises(StoreError, match="neither a decision nor an episode"):
         store.add_feedback("thumb", True)
-    with pytest.raises(StoreError, match="not in records"):
+    with pytest.raises(NotFound, match=r"nothing was decided here as 'dec_no'; .* send this again later"):
         store.add_feedback("thumb", True, decision_id="dec_no")
     with pytest.raises(StoreError, match="not JSON"):
         store.add_feedback("stars", math.nan, decision_id=decision(store))
