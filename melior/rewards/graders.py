@@ -7,6 +7,7 @@ label_model       whether the label that a judge model gives is a good one  judg
 python            Python source of others, run in a sandbox               python.py
 multi             a formula over other graders                              combined.py
 weighted          a sum of other graders; its parts are reported            combined.py
+pair_model        whether a judge model finds it better than a reference    pairs.py
 learned           what a trained reward model says                          learned.py
 events            points for clicks, purchases and the like                 events.py
 cost_matrix       minus what a decision costs, by true and decided label    costs.py
@@ -40,6 +41,7 @@ from melior.rewards.lambdas import KEYS as LAMBDA_KEYS
 from melior.rewards.lambdas import lambda_grader
 from melior.rewards.learned import KEYS as LEARNED_KEYS
 from melior.rewards.learned import learned_grader
+from melior.rewards.pairs import pair_model
 from melior.rewards.python import python_grader
 from melior.rewards.similarity import text_similarity
 
@@ -129,6 +131,7 @@ KINDS: Mapping[str, tuple[Reader, tuple[str, ...], tuple[str, ...]]] = {  # read
     "text_similarity": (text_similarity, ("evaluation_metric", "input", "reference"), ("pass_threshold",)),
     "score_model": (score_model, ("model", "input"), ("range", "sampling_params", "pass_threshold")),
     "label_model": (label_model, ("model", "input", "labels", "passing_labels"), ()),
+    "pair_model": (pair_model, ("model",), ("criterion", "reference")),
     "multi": (_multi, ("graders", "calculate_output"), ()),
     "weighted": (_weighted, ("graders",), ()),
     "learned": (learned_grader, ("model",), LEARNED_KEYS),
