@@ -23,7 +23,7 @@ from melior.errors import ConfigError, NotFound, StoreError
 from melior.serving import files
 from melior.serving.feedback import Id
 from melior.serving.graders import from_client
-from melior.serving.models import reference_of
+from melior.serving.models import name_of, reference_of
 from melior.serving.problems import Problem
 from melior.serving.security import needs
 from melior.serving.service import Service
@@ -33,6 +33,7 @@ from melior.store.rows import Job, JobEvent
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".ndjson")  # of files that rows are read from
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")  # of a result file
+CHECKPOINTS = 3  # of the ends of epochs, beside the model itself, as OpenAI keeps them
 HELDOUT = 0.1  # of the training file, where no validation file comes with it
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
@@ -95,7 +96,8 @@ def listed(request: Request, after: str | None = None, limit: int = Query(20, ge
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
-    rows = [job for job in service.store.jobs() if wanted.items() <= job.labels.items()]
+    trained = [job for job in service.store.jobs() if job.eval_id is None]
+    rows = [job for job in trained if wanted.items() <= job.labels.items()]
     return page(rows, lambda job: told(service, job), after=after, limit=limit)
 
 
@@ -137,17 +139,6 @@ def events(
     return page(service.store.job_events(job.id), lambda event: told_event(job, event), after=after, limit=limit)
 
 
-@router.get("/{job_id}/checkpoints", dependencies=[Depends(needs("read"))])
-def checkpoints(
-    request: Request, job_id: Id, after: str | None = None, limit: int = Query(10, ge=1, le=100)
-) -> dict[str, Any]:
-    """What can be answered with: the model as it was saved, once there is one."""
-    service: Service = request.app.state.service
-    job = found(service, job_id)
-    rows = [job] if job.status == "succeeded" else []
-    return page(rows, lambda job: _checkpoint(service, job), after=after, limit=limit)
-
-
 def found(service: Service, job_id: str) -> Job:
     """A job by the whole of its id.
 
@@ -155,7 +146,7 @@ def found(service: Service, job_id: str) -> Job:
         NotFound: if there is none.
     """
     job = service.store.job(job_id)
-    if job.id != job_id:
+    if job.id != job_id or job.eval_id is not None:
         raise NotFound(f"there is no job {job_id!r}")
     return job
 
@@ -172,6 +163,8 @@ def _recipe(service: Service, asked: Asked, folder: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise Problem(400, str(error), param="method") from error
     kind = str(how["type"])
+    if asked.suffix in service.bases.folders:
+        raise Problem(400, f"{asked.suffix} is the name of a base model; choose another suffix", param="suffix")
     try:
         model = reference_of(service, asked.model)
     except StoreError as error:
@@ -186,7 +179,7 @@ def _recipe(service: Service, asked: Asked, folder: Path) -> dict[str, Any]:
         "data": data,
         "seed": asked.seed or 0,
         **sections,
-        **({"save": {"name": asked.suffix}} if asked.suffix else {}),
+        "save": {"checkpoints": CHECKPOINTS, **({"name": asked.suffix} if asked.suffix else {})},
     }
     grader = (how.get(kind) or {}).get("grader")
     if grader is not None:
@@ -246,12 +239,6 @@ def told(service: Service, job: Job) -> dict[str, Any]:
     }
 
 
-def name_of(job: Job) -> str:
-    """What clients call the model that a job made."""
-    asked = Asked(**job.asked)
-    return f"ft:{asked.model}:{asked.suffix or ''}:{job.id}"
-
-
 def told_event(job: Job, event: JobEvent) -> dict[str, Any]:
     """An event as the dialect has it."""
     return {
@@ -268,20 +255,6 @@ def told_event(job: Job, event: JobEvent) -> dict[str, Any]:
 def _plain(job: Job, message: str) -> str:
     """The message without our folders: what a client sent is known to it by the names of parameters."""
     return message.replace(f"{Path(job.folder).parent}/", "")
-
-
-def _checkpoint(service: Service, job: Job) -> dict[str, Any]:
-    rows = _metrics(service, job)
-    last = rows[-1] if rows else {}
-    return {
-        "id": f"ftckpt_{job.id}",
-        "object": "fine_tuning.job.checkpoint",
-        "created_at": seconds(job.finished or job.created),
-        "fine_tuned_model_checkpoint": name_of(job),
-        "fine_tuning_job_id": job.id,
-        "step_number": int(last.get("step", 0)),
-        "metrics": dict(last),
-    }
 
 
 def _metrics(service: Service, job: Job) -> Sequence[Mapping[str, Any]]:
