@@ -27,6 +27,7 @@ from melior.cli import (
     train,
     tune,
     webhooks,
+    work,
 )
 from melior.cli.output import Errors
 
@@ -58,6 +59,7 @@ app.command("check")(check.check)
 app.command("sandbox")(sandbox.sandbox)
 app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
+app.command("work")(work.work)
 app.add_typer(models.app, name="models")
 app.add_typer(serve.keys, name="keys")
 app.add_typer(runs.app, name="runs")
@@ -95,6 +97,7 @@ def options(
     melior chat MODEL                              talk to a model
     melior decide MODEL rows.csv                   what a policy decides for rows, and how surely
     melior serve                                   the OpenAI dialect over HTTP: answer, record, train
+    melior work                                    do the servers' jobs on this machine too
     """
 
 

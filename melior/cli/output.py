@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import typer
 
 from melior.errors import MeliorError
+from melior.jobs.trainer import DATABASE
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,7 +25,9 @@ R = TypeVar("R")
 HIDDEN = "\N{REPLACEMENT CHARACTER}"
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 JSON = typer.Option(False, "--json", help="Print JSON.")
-STORE = typer.Option(None, "--store", help="The registry's database: a file or a URL. Default: the one in MELIOR_HOME.")
+STORE = typer.Option(
+    None, "--store", envvar=DATABASE, help="The registry's database: a file or a URL. Default: the one in MELIOR_HOME."
+)
 
 
 class Errors:

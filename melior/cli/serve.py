@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from melior.cli.output import JSON, STORE, say, say_json, say_table, told
+from melior.cli.output import DATABASE, JSON, STORE, say, say_json, say_table, told
 from melior.errors import ConfigError
 
 keys = typer.Typer(no_args_is_help=True, help="Keys: add, list, revoke.", rich_markup_mode=None)
@@ -20,13 +20,18 @@ def serve(
     host: str = typer.Option("127.0.0.1", "--host", help="Beyond this machine only where MELIOR_TOKEN is set."),
     port: int = typer.Option(8000, "--port", min=0, max=65535),
     data: Path = typer.Option(None, "--data", help="For files and jobs. Default: MELIOR_HOME/server."),
-    database: str = typer.Option(None, "--database", help="sqlite:///file or postgresql://… Default: the store's own."),
+    database: str = typer.Option(
+        None, "--database", envvar=DATABASE, help="sqlite:///file or postgresql://… Default: the store's own."
+    ),
     allow_host: list[str] = typer.Option([], "--allow-host", help="A name that clients know this server by."),
     allow_origin: list[str] = typer.Option(
         [], "--allow-origin", help="A page that may ask, such as https://a.example."
     ),
     reward: list[str] = typer.Option(
         [], "--reward", help="NAME=FUNCTION: what graders of type lambda may name; a file, module:name, URL or ARN."
+    ),
+    model: list[str] = typer.Option(
+        [], "--model", help="A base model to answer with: a folder, NAME=FOLDER, or what was pulled; may be repeated."
     ),
     work: bool = typer.Option(True, "--work/--no-work", help="Whether jobs are done here, or by other workers."),
 ) -> None:
@@ -36,11 +41,13 @@ def serve(
 
     \b
     melior serve
+    melior serve --model ~/models/my-model --model other=/srv/models/b
     MELIOR_TOKEN=… melior serve --host 0.0.0.0 --port 8000 --allow-host models.example --database postgresql://…
     curl -H "Authorization: Bearer $MELIOR_TOKEN" http://127.0.0.1:8000/v1/models
     """
     try:
         from melior.serving.app import create_app
+        from melior.serving.bases import named_models
         from melior.serving.drain import serve_until_stopped
         from melior.serving.security import check_bind, first_key
         from melior.serving.service import Service, Settings
@@ -64,6 +71,7 @@ def serve(
             hosts=frozenset(name.lower() for name in (*allow_host, *([] if host == "0.0.0.0" else [host]))),
             origins=frozenset(allow_origin),
             rewards=dict(reward_function(one) for one in reward),
+            models=named_models(model),
             work=work,
         )
         say(f"serving   http://{host}:{port}/v1  (base_url of an OpenAI client)")

@@ -1,4 +1,4 @@
-"""python -m melior.jobs.trainer: does one job, in a process that its worker can lose
+"""python -m melior.jobs.trainer --job ID: does one job, in a process that its worker can lose
 
 It dies with its worker, stops at the next step when it is interrupted, and goes on from the last checkpoint when it is
 started again in the same folder. How it ended stands in its exit status; what went wrong, in `job-error.json`.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from melior.store import Store
     from melior.store.rows import Job
 
+DATABASE = "MELIOR_DATABASE"  # in the environment, since a URL may hold a password and commands are read by everybody
 DONE, FAILED, INTERRUPTED = 0, 3, 130  # exit statuses; any other is a process that was lost
 ERROR = "job-error.json"
 WATCH_S = 0.5  # between two looks at whether the worker lives
@@ -35,7 +36,6 @@ PATIENCE_S = 60.0  # for a process that was lost to let go of the folder
 def main(arguments: list[str] | None = None) -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(prog="melior.jobs.trainer")
-    parser.add_argument("--database", required=True)
     parser.add_argument("--job", required=True)
     asked = parser.parse_args(arguments)
     _die_with(os.getppid())
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from melior.store import Store
 
-    with Store.open(asked.database) as store:
+    with Store.open(os.environ[DATABASE]) as store:
         job = store.job(asked.job)
         folder = Path(job.folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from melior.errors import FencedError, StoreError
-from melior.jobs.trainer import DONE, ERROR, FAILED, INTERRUPTED
+from melior.jobs.trainer import DATABASE, DONE, ERROR, FAILED, INTERRUPTED
 from melior.store import Store
 from melior.store.rows import Job, JobStatus
 
@@ -96,12 +96,12 @@ class _Doing:
         self.until = 0.0  # when it will be killed
 
     def run(self) -> None:
-        command = [sys.executable, "-m", "melior.jobs.trainer"]
-        command += ["--database", self.worker.database, "--job", self.job.id]
+        command = [sys.executable, "-m", "melior.jobs.trainer", "--job", self.job.id]
+        environment = {**os.environ, DATABASE: self.worker.database}
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "trainer.log").open("ab") as output:
             # of its own group: Ctrl-C is for the worker, which then decides what becomes of the job
-            trainer = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+            trainer = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
             try:
                 self._watch(trainer)
             finally:

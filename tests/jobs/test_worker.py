@@ -121,6 +121,16 @@ def test_a_job_is_done_and_tells_what_it_does(store: Store, whole: Job) -> None:
     )
 
 
+def test_a_password_of_the_database_stands_on_no_command_line(store: Store, worker: Worker, tmp_path: Path) -> None:
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "private"))
+    thread = doing(worker, claimed(store))
+    until(lambda: bool(trainers(made)), "trainer")
+    said = b" ".join(Path(f"/proc/{number}/cmdline").read_bytes() for number in trainers(made))
+    store.ask_job(made.id, "cancel")
+    thread.join()
+    assert made.id.encode() in said and str(tmp_path).encode() not in said
+
+
 def test_a_paused_job_goes_on_to_the_same_numbers(store: Store, worker: Worker, whole: Job, tmp_path: Path) -> None:
     made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "paused"))
     thread = doing(worker, claimed(store))
