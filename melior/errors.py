@@ -15,8 +15,11 @@ MeliorError
 ├── CheckpointError      a checkpoint is damaged or does not fit
 └── StoreError           the database refuses: stale alias, wrong schema, another body under one id
     ├── NotFound         nothing has this id
+    │   └── UnknownModel   no model answers to this name
     ├── Forbidden        it is somebody else's to change
-    └── FencedError      a job has been given to another worker
+    ├── FencedError      a job has been given to another worker
+    └── DatabaseAway     the database does not answer at present
+        └── DiskFull     it has no room for more
 
 Every message is one sentence with the number and the remedy.
 """
@@ -94,5 +97,17 @@ class Forbidden(StoreError):
     """It is somebody else's to change."""
 
 
+class UnknownModel(NotFound):
+    """No model answers to this name."""
+
+
 class FencedError(StoreError):
     """A job has been given to another worker since this one took it."""
+
+
+class DatabaseAway(StoreError):
+    """The database does not answer at present: it is busy, stopped or out of reach."""
+
+
+class DiskFull(DatabaseAway):
+    """The database has no room for more; what it has is safe."""

@@ -13,9 +13,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from melior.errors import MeliorError, NotFound, StoreError
+from melior.errors import (
+    DatabaseAway,
+    DiskFull,
+    Forbidden,
+    MeliorError,
+    NotFound,
+    StoreError,
+    UnknownModel,
+)
 
 KINDS: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+AWAY: Mapping[int, str] = {503: "database_unavailable", 507: "insufficient_storage"}
+AGAIN_S = 5  # when to come again, where the database could not
 CODES: Mapping[int, str] = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed"}
 
 
@@ -51,8 +61,15 @@ class Problem(Exception):
 
 def problem_of(error: MeliorError) -> Problem:
     """What a client is told of one of our errors: all of them are sentences for people who can put them right."""
+    if isinstance(error, UnknownModel):
+        return Problem(404, str(error), param="model", code="model_not_found")
     if isinstance(error, NotFound):
         return Problem(404, str(error))
+    if isinstance(error, Forbidden):
+        return Problem(403, str(error))
+    if isinstance(error, DatabaseAway):
+        status = 507 if isinstance(error, DiskFull) else 503
+        return Problem(status, str(error), code=AWAY[status], retry=True, headers={"retry-after": str(AGAIN_S)})
     if isinstance(error, StoreError):  # tried again it would be refused again
         return Problem(409, str(error), code="conflict", retry=False)
     return Problem(400, str(error))

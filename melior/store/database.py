@@ -21,14 +21,25 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+    StatementError,
+    TimeoutError,
+)
 
-from melior.errors import StoreError
+from melior.errors import DatabaseAway, DiskFull, StoreError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_S = 30.0  # a writer waits this long for another one before it gives up
 POOL = 20  # connections to a SQLite file that are kept: it is cheaper than to open one for every thread of a server
 MIGRATION_LOCK = 0x6D656C696F72  # "melior", the key of PostgreSQL's advisory lock
+FULL = ("sqlite_full", "sqlite_ioerr_write", "sqlite_ioerr_truncate", "sqlite_ioerr_fsync", "53100")  # codes
+AWAY = ("sqlite_busy", "sqlite_locked", "sqlite_ioerr", "sqlite_cantopen", "57P0", "08", "53")  # beginnings of codes
 _WRITES = "melior_writes"  # execution option: this connection's transactions write
 
 
@@ -164,7 +175,26 @@ def _refusals() -> Iterator[None]:
     """What the driver refuses, as one sentence of ours."""
     try:
         yield
+    except (OperationalError, InterfaceError) as error:
+        raise _away(error) from error
+    except TimeoutError as error:
+        raise DatabaseAway("all connections to the database are in use; try again in a moment") from error
     except StatementError as error:
-        raise StoreError(f"the database refused: {' '.join(str(error.orig).split())}") from error
+        raise StoreError(f"the database refused: {_words(error)}") from error
     except SQLAlchemyError as error:
         raise StoreError(f"the database refused: {error}") from error
+
+
+def _away(error: DBAPIError) -> StoreError:
+    """A database that cannot, told from one that will not."""
+    cause = error.orig
+    code = str(getattr(cause, "sqlite_errorname", None) or getattr(cause, "sqlstate", None) or "").lower()
+    if code in FULL:
+        return DiskFull(f"the database has no room ({_words(error)}); free some space and try again")
+    if error.connection_invalidated or not code or code.startswith(tuple(known.lower() for known in AWAY)):
+        return DatabaseAway(f"the database does not answer ({_words(error)}); try again in a moment")
+    return StoreError(f"the database refused: {_words(error)}")
+
+
+def _words(error: StatementError) -> str:
+    return " ".join(str(error.orig).split())
