@@ -65,7 +65,7 @@ class Template:
     def filled(self, item: Mapping[str, Any], sample: Mapping[str, Any]) -> list[tuple[str | Path, str]]:
         """Every piece with its text, for those who mark where inserted text begins and ends."""
         spaces = {"item": item, "sample": sample}
-        return [(piece, piece if isinstance(piece, str) else text_of(_find(piece, spaces))) for piece in self.pieces]
+        return [(piece, piece if isinstance(piece, str) else text_of(found_at(piece, spaces))) for piece in self.pieces]
 
 
 def parse_template(text: str) -> Template:
@@ -108,7 +108,12 @@ def _parse_path(text: str) -> Path:
     return Path(text, tuple(keys))
 
 
-def _find(path: Path, spaces: Mapping[str, Any]) -> Any:
+def found_at(path: Path, spaces: Mapping[str, Any]) -> Any:
+    """The value that a path leads to.
+
+    Raises:
+        GraderError: if it leads nowhere; OutputLacks, if it does so in the sample.
+    """
     value: Any = spaces
     for key in path.keys:
         if isinstance(value, Mapping) and key in value:

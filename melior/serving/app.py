@@ -9,13 +9,37 @@ from typing import Any
 import anyio.to_thread
 from fastapi import Depends, FastAPI, Request, Response
 
-from melior.serving import chat, decisions, feedback, files, fine_tuning, graders, models, webhooks
+from melior.serving import (
+    chat,
+    decisions,
+    eval_compare,
+    eval_runs,
+    evals,
+    feedback,
+    files,
+    fine_tuning,
+    graders,
+    models,
+    webhooks,
+)
 from melior.serving.metrics import Counted
 from melior.serving.problems import Problem, tell_problems
 from melior.serving.security import Guard, check_routes, needs
 from melior.serving.service import Service
 
-SERVED = (chat, decisions, feedback, files, fine_tuning, graders, models, webhooks)
+SERVED = (
+    chat,
+    decisions,
+    eval_compare,
+    eval_runs,
+    evals,
+    feedback,
+    files,
+    fine_tuning,
+    graders,
+    models,
+    webhooks,
+)
 
 
 def create_app(service: Service) -> FastAPI:

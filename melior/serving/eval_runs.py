@@ -1,0 +1,387 @@
+"""/v1/evals/{eval}/runs: a model's outputs, or outputs that are there, graded
+
+A run is a job: its rows are checked and rendered here, a worker has them sampled and graded. Its output items are read
+out of the log, so they are there as soon as they are graded, and stay when the run was cancelled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from melior.durable import write_file
+from melior.errors import ConfigError, StoreError
+from melior.evaluation.criteria import Criterion, criteria_of, status_of
+from melior.jobs.evaluation import METHOD, tally, usage_of
+from melior.jobs.evaluation import Asked as Recipe
+from melior.policies.kinds import kind_of
+from melior.policies.weights import KNOWN
+from melior.serving.eval_items import told_item, told_items
+from melior.serving.eval_rows import (
+    INPUT,
+    FileContent,
+    FileId,
+    Inputs,
+    Messages,
+    Metadata,
+    Reference,
+    Source,
+    StoredCompletions,
+    check_inputs,
+    rows_of,
+)
+from melior.serving.eval_schema import checked_schema
+from melior.serving.evals import checked_criteria, has_samples, item_schema
+from melior.serving.feedback import Id
+from melior.serving.models import reference_of, version_of
+from melior.serving.problems import Problem
+from melior.serving.security import needs
+from melior.serving.service import Service
+from melior.serving.wire import page, page_of, seconds
+from melior.store.query import Order, new_id
+from melior.store.rows import Eval, Job, JobStatus
+from melior.types import Sampling
+
+SEED = 42  # where nobody gives one, as the dialect's own examples have it
+ROWS, CONTENT = "rows.jsonl", "content.json"  # what is graded, and what the client sent of it, in a run's folder
+STATUSES: Mapping[str, tuple[JobStatus, ...]] = {
+    "queued": ("validating_files", "queued", "paused"),
+    "in_progress": ("running",),
+    "completed": ("succeeded",),
+    "canceled": ("cancelled",),
+    "failed": ("failed",),
+}
+
+router = APIRouter(prefix="/v1/evals/{eval_id}", tags=["evals"])
+
+
+class SamplingParams(BaseModel):
+    """How a model is sampled."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_completions_tokens: int | None = Field(default=None, ge=1)  # how some of the dialect's examples spell it
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = None
+    tools: list[dict[str, Any]] | None = Field(default=None, max_length=128)
+    response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None  # our models have no such dial
+
+    def settings(self) -> dict[str, Any]:
+        """What `Sampling` takes; without max_tokens, which then is what the context leaves.
+
+        Raises:
+            Problem: if it cannot be sampled so.
+        """
+        kind = (self.response_format or {}).get("type", "text")
+        if kind != "text":
+            told = f"response_format {kind!r} is not served in evals yet; say in the prompt what it should be"
+            raise Problem(400, told, param="data_source.sampling_params.response_format", code="unsupported_value")
+        tokens = self.max_completion_tokens or self.max_completions_tokens
+        made: dict[str, Any] = {
+            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "seed": SEED if self.seed is None else self.seed & 0x7FFFFFFF,
+            **({"max_tokens": tokens} if tokens else {}),
+        }
+        try:
+            Sampling(**made)
+        except ConfigError as error:
+            raise Problem(400, str(error), param="data_source.sampling_params") from error
+        return made
+
+
+class Jsonl(BaseModel):
+    """Outputs that are there."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["jsonl"]
+    source: Annotated[FileContent | FileId, Field(discriminator="type")]
+
+
+class Completions(BaseModel):
+    """A model that is asked; or, without one, completions that were kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["completions"]
+    source: Source
+    input_messages: Inputs | None = None
+    model: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    sampling_params: SamplingParams | None = None
+
+
+class Responses(BaseModel):
+    """What the dialect knows and this server has not."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["responses"]
+
+
+class Create(BaseModel):
+    """What a client sends."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    data_source: Annotated[Jsonl | Completions | Responses, Field(discriminator="type")]
+    metadata: Metadata | None = None
+
+
+@router.post("/runs", status_code=201, dependencies=[Depends(needs("train"))])
+def create(
+    request: Request, eval_id: Id, asked: Create, idempotency_key: Annotated[Id | None, Header()] = None
+) -> dict[str, Any]:
+    """A run in the queue; the same Idempotency-Key again is the same run."""
+    service: Service = request.app.state.service
+    row = service.store.one_eval(eval_id)
+    source = asked.data_source
+    if isinstance(source, Responses):
+        other = "data sources of type responses are not served; use completions, or jsonl with the outputs"
+        raise Problem(400, other, param="data_source.type", code="unsupported_value")
+    name = new_id("evalrun")
+    folder = service.jobs / name
+    recipe, rows = _recipe(service, row, source, folder)
+    sent = asked.model_dump(exclude_none=True)
+    folder.mkdir(parents=True)
+    if isinstance(source.source, FileContent):  # what is sent is kept beside the job, which is read often
+        write_file(folder / CONTENT, json.dumps(sent["data_source"]["source"].pop("content")))
+        sent["data_source"]["source"]["sha256"] = hashlib.sha256((folder / CONTENT).read_bytes()).hexdigest()
+    write_file(folder / ROWS, "".join(json.dumps(each) + "\n" for each in rows))
+    job = service.store.add_job(
+        METHOD,
+        vars(recipe),
+        str(folder / "run"),
+        asked=sent,
+        labels=asked.metadata or {},
+        request_key=idempotency_key,
+        job_id=name,
+        eval_id=row.id,
+    )
+    if job.id != name:  # the key made it before
+        shutil.rmtree(folder)
+    return told(request, job)
+
+
+@router.get("/runs", dependencies=[Depends(needs("read"))])
+def listed(
+    request: Request,
+    eval_id: Id,
+    after: Id | None = None,
+    limit: int = Query(20, ge=1, le=100),
+    order: Order = "asc",
+    status: Literal["queued", "in_progress", "completed", "canceled", "failed"] | None = None,
+) -> dict[str, Any]:
+    """The runs of an eval."""
+    service: Service = request.app.state.service
+    among = STATUSES[status] if status is not None else ()
+    row = service.store.one_eval(eval_id)
+    found = service.store.eval_runs(row.id, among=among, after=after, limit=limit, order=order)
+    return page_of(found, lambda job: told(request, job))
+
+
+@router.get("/runs/{run_id}", dependencies=[Depends(needs("read"))])
+def one(request: Request, eval_id: Id, run_id: Id) -> dict[str, Any]:
+    """One run."""
+    return told(request, found(request.app.state.service, eval_id, run_id))
+
+
+@router.post("/runs/{run_id}", dependencies=[Depends(needs("train"))])
+@router.post("/runs/{run_id}/cancel", dependencies=[Depends(needs("train"))])
+def cancel(request: Request, eval_id: Id, run_id: Id) -> dict[str, Any]:
+    """The run, asked to stop; what it has graded stays."""
+    service: Service = request.app.state.service
+    return told(request, service.store.ask_job(found(service, eval_id, run_id).id, "cancel"))
+
+
+@router.delete("/runs/{run_id}", dependencies=[Depends(needs("train"))])
+def delete(request: Request, eval_id: Id, run_id: Id) -> dict[str, Any]:
+    """The run, no longer found; what was sampled and graded stays in the log."""
+    service: Service = request.app.state.service
+    job = service.store.delete_eval_run(service.store.one_eval(eval_id).id, run_id)
+    return {"object": "eval.run.deleted", "deleted": True, "run_id": job.id}
+
+
+@router.get("/runs/{run_id}/output_items", dependencies=[Depends(needs("read"))])
+def items(
+    request: Request,
+    eval_id: Id,
+    run_id: Id,
+    after: Id | None = None,
+    limit: int = Query(20, ge=1, le=100),
+    order: Order = "asc",
+    status: Literal["pass", "fail", "error"] | None = None,
+) -> dict[str, Any]:
+    """What a run has graded so far, row by row."""
+    service: Service = request.app.state.service
+    job = found(service, eval_id, run_id)
+    criteria = criteria_in(job)
+    outputs = service.store.graded(job.id)
+    wanted = [each for each in outputs if status is None or status_of(each.values, criteria) == status]
+    shown = page(wanted, lambda each: {"id": each.id}, after=after, limit=limit, order=order)
+    return {**shown, "data": told_items(service, job, criteria, [each["id"] for each in shown["data"]])}
+
+
+@router.get("/runs/{run_id}/output_items/{item_id}", dependencies=[Depends(needs("read"))])
+def item(request: Request, eval_id: Id, run_id: Id, item_id: Id) -> dict[str, Any]:
+    """One of them."""
+    service: Service = request.app.state.service
+    job = found(service, eval_id, run_id)
+    return told_item(service, job, criteria_in(job), item_id)
+
+
+def found(service: Service, eval_id: str, run_id: str) -> Job:
+    """A run of an eval that is there.
+
+    Raises:
+        NotFound: if there is none.
+    """
+    return service.store.eval_run(service.store.one_eval(eval_id).id, run_id)
+
+
+def criteria_in(job: Job) -> list[Criterion]:
+    """What the outputs of a run must pass."""
+    return criteria_of(job.recipe["criteria"])
+
+
+def told(request: Request, job: Job) -> dict[str, Any]:
+    """A run as the dialect has it; what it came to so far, where it goes on."""
+    service: Service = request.app.state.service
+    status = next(name for name, ours in STATUSES.items() if job.status in ours)
+    result = job.result or _so_far(service, job)
+    url = f"{str(request.base_url).rstrip('/')}/v1/evals/{job.eval_id}/runs/{job.id}"
+    return {
+        "id": job.id,
+        "object": "eval.run",
+        "eval_id": job.eval_id,
+        "report_url": url,  # there is no page of it: this is the run itself
+        "status": status,
+        "model": job.asked["data_source"].get("model"),
+        "name": job.asked.get("name", job.id),
+        "created_at": seconds(job.created),
+        "result_counts": result["counts"],
+        "per_model_usage": result["usage"],
+        "per_testing_criteria_results": result["criteria"],
+        "data_source": _source(service, job),
+        "error": _error(job),
+        "metadata": dict(job.labels),
+    }
+
+
+def _so_far(service: Service, job: Job) -> dict[str, Any]:
+    outputs = service.store.graded(job.id)
+    usage = usage_of(service.store, job, outputs) if job.finished else []  # reads all that was decided
+    return {**tally(outputs, criteria_in(job)), "usage": usage}
+
+
+def _source(service: Service, job: Job) -> dict[str, Any]:
+    """The data source as it was sent."""
+    source = dict(job.asked["data_source"])
+    if source["source"]["type"] == "file_content":
+        try:
+            content = json.loads((service.jobs / job.id / CONTENT).read_text(encoding="utf-8"))
+        except OSError:  # another machine's folder
+            content = []
+        source["source"] = {"type": "file_content", "content": content}
+    return source
+
+
+def _error(job: Job) -> dict[str, Any] | None:
+    """What went wrong, without our folders."""
+    if not job.error:
+        return None
+    message = str(job.error.get("message", "")).replace(f"{Path(job.folder).parent}/", "")
+    return {"code": str(job.error.get("code", "internal_error")), "message": message}
+
+
+def _recipe(service: Service, row: Eval, source: Jsonl | Completions, folder: Path) -> tuple[Recipe, list[Any]]:
+    """What a worker does, and the rows it does it with.
+
+    Raises:
+        Problem: if something of it cannot be; says which parameter.
+    """
+    config = row.asked["data_source_config"]
+    schema, asked = item_schema(config), list(row.asked["testing_criteria"])
+    criteria = checked_criteria(service, asked, schema, has_samples(config))
+    inputs = _inputs(source)
+    names: dict[str, str] = dict(_judges(asked, criteria))
+    model, settings = None, {}
+    if inputs is not None:
+        assert isinstance(source, Completions) and source.model is not None
+        check_inputs(inputs, schema)
+        model = _model(service, source.model)
+        names[model] = source.model
+        settings = (source.sampling_params or SamplingParams()).settings()
+    faults = checked_schema(schema, "data_source")
+    rows = rows_of(service, source.source, inputs, faults, config.get("metadata") or {})
+    tools = source.sampling_params.tools if isinstance(source, Completions) and source.sampling_params else None
+    if tools and inputs is not None:
+        rows = [{**each, "inputs": {"messages": each["inputs"], "tools": tools}} for each in rows]
+    digest = hashlib.sha256(json.dumps(criteria, sort_keys=True).encode()).hexdigest()[:8]
+    recipe = Recipe(
+        rows=str(folder / ROWS),
+        criteria=criteria,
+        grader=f"{row.id}:{digest}",  # other judges are another grader
+        model=model,
+        sampling=settings,
+        names=names,
+    )
+    return recipe, rows
+
+
+def _inputs(source: Jsonl | Completions) -> Messages | Reference | None:
+    """What a model is asked; None where none is.
+
+    Raises:
+        Problem: if there is a model and nothing to ask it, or the other way round.
+    """
+    if isinstance(source, Jsonl):
+        return None
+    if source.model is None:
+        if source.input_messages is not None:
+            raise Problem(400, "input_messages are asked of a model; name one", param="data_source.model")
+        return None
+    if source.input_messages is not None:
+        return source.input_messages
+    if isinstance(source.source, StoredCompletions):
+        return Reference(type="item_reference", item_reference=INPUT)
+    told = f"{source.model} is asked nothing; say what in input_messages"
+    raise Problem(400, told, param="data_source.input_messages")
+
+
+def _model(service: Service, model: str) -> str:
+    """Our reference to a language model.
+
+    Raises:
+        Problem: if there is none.
+    """
+    param = "data_source.model"
+    try:
+        reference = reference_of(service, model)
+        if model not in KNOWN and (kind := kind_of(version_of(service, model).folder)) != "language":
+            raise Problem(400, f"{model} is a {kind} policy, and evals ask language models", param=param)
+    except StoreError as error:
+        raise Problem(400, str(error), param=param, code="model_not_found") from error
+    return reference
+
+
+def _judges(asked: Any, ours: Any) -> Iterator[tuple[str, str]]:
+    """What clients call each judge, by what we call it."""
+    for sent, made in zip(asked, ours, strict=True):
+        if isinstance(sent.get("model"), str):
+            yield str(made["model"]), sent["model"]
+        parts = sent.get("graders")
+        if isinstance(parts, Mapping) and isinstance(made.get("graders"), Mapping):
+            alone = isinstance(parts.get("type"), str)
+            yield from _judges([parts] if alone else list(parts.values()), list(made["graders"].values()))
