@@ -128,7 +128,7 @@ class _Rows:
             id = getattr(example, "id", "")  # logged decisions have none
             try:
                 row = self._row(self.format, example, lost)
-            except RowError as error:
+            except (RowError, DataError) as error:
                 if self.strict:
                     where = id or f"example {number}"
                     raise DataError(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, update
+from sqlalchemy.exc import IntegrityError
 
 from melior.errors import StoreError
 from melior.store import schema
-from melior.store.query import Rows, add_row, fetch, find, new_id, now, one_of
-from melior.store.rows import Dataset, Run, RunStatus, Version
+from melior.store.query import CHUNK, Rows, add, add_row, fetch, find, new_id, now, one_of
+from melior.store.rows import Dataset, DatasetRow, Run, RunStatus, Version
 
 FINISHED = ("succeeded", "failed", "cancelled")
 
@@ -27,6 +29,61 @@ class Runs(Rows):
                 return known[0]
             row = Dataset(id=new_id("ds"), fingerprint=fingerprint, kind=kind, path=str(path), rows=rows, created=now())
             return add_row(connection, row)
+
+    def add_export(
+        self,
+        fingerprint: str,
+        *,
+        kind: str,
+        path: str | Path,
+        rows: int,
+        details: Mapping[str, Any],
+        origin: Iterable[tuple[int, str, str | None]],
+    ) -> Dataset:
+        """The data set of rows that were made from the log; added, with what each row was made of, if it is new.
+
+        `origin` holds (position, decision, feedback), positions rising. The same rows made of other feedback are the
+        same data set, which then names both.
+        """
+        row = Dataset(
+            id=new_id("ds"),
+            fingerprint=fingerprint,
+            kind=kind,
+            path=str(path),
+            rows=rows,
+            created=now(),
+            details=dict(details),
+        )
+        with self.database.write() as connection:
+            known = fetch(connection, Dataset, fingerprint=fingerprint, kind=kind)
+            if not known:
+                try:
+                    with connection.begin_nested():
+                        add_row(connection, row)
+                except IntegrityError:  # PostgreSQL: somebody added it since we looked
+                    known = fetch(connection, Dataset, fingerprint=fingerprint, kind=kind)
+            dataset = known[0] if known else row
+            every = iter(origin)
+            while page := list(islice(every, CHUNK)):
+                links = [
+                    DatasetRow(dataset_id=dataset.id, position=position, decision_id=decision, feedback_id=feedback)
+                    for position, decision, feedback in page
+                ]
+                there = _links(connection, dataset.id, links[0].position, links[-1].position) if known else set()
+                add(connection, schema.dataset_rows, [vars(link) for link in links if link not in there])
+        return dataset
+
+    def dataset_of(self, fingerprint: str, kind: str) -> Dataset | None:
+        """The data set with this fingerprint and kind, or None."""
+        return next(iter(self._list(Dataset, fingerprint=fingerprint, kind=kind)), None)
+
+    def dataset_rows(self, dataset_id: str, *, after: int = -1, limit: int | None = None) -> list[DatasetRow]:
+        """What the rows of an export were made of, in their order; `limit` rows behind the position `after`."""
+        at = schema.dataset_rows.c.position
+        where = [at > after] if limit is None else [at > after, at <= after + limit]
+        with self.database.read() as connection:
+            found = fetch(connection, DatasetRow, *where, dataset_id=dataset_id)
+        return sorted(found, key=lambda row: row.position)
 
     def dataset(self, reference: str) -> Dataset:
         """One data set."""
@@ -109,3 +166,8 @@ class Runs(Rows):
     def _change_run(self, connection: Connection, run: Run, values: Mapping[str, Any]) -> Run:
         connection.execute(update(schema.runs).where(schema.runs.c.id == run.id).values(**values))
         return find(connection, Run, run.id)
+
+
+def _links(connection: Connection, dataset_id: str, first: int, last: int) -> set[DatasetRow]:
+    at = schema.dataset_rows.c.position
+    return set(fetch(connection, DatasetRow, at >= first, at <= last, dataset_id=dataset_id))

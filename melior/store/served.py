@@ -29,8 +29,9 @@ class Served(Rows):
         expires: str | None = None,
         status: str = "processed",
         details: str = "",
+        dataset_id: str | None = None,
     ) -> File:
-        """A file whose bytes are kept elsewhere, under its id."""
+        """A file whose bytes are kept elsewhere, under its id; `dataset_id` is of an export."""
         row = File(
             id=file_id or new_id("file"),
             filename=schema.clean(filename),
@@ -42,6 +43,7 @@ class Served(Rows):
             expires=expires,
             deleted=None,
             created=now(),
+            dataset_id=dataset_id,
         )
         with self.database.write() as connection:
             return add_row(connection, row)
