@@ -35,6 +35,7 @@ class Rows:
     validation: list[Any] = field(default_factory=list)  # set aside to say when to stop; neither trained nor reported
     world: Banner | None = None  # what answers slates, where rows are simulated
     parts: Mapping[str, Rows] = field(default_factory=dict)  # of a hybrid: what each part learns from
+    origin: str = ""  # the fingerprint of all rows of the source, as they were read, before any were held out
 
     @property
     def fingerprint(self) -> str:
@@ -125,6 +126,7 @@ def _simulated(recipe: Recipe, made: Simulated) -> Rows:
 def _read(recipe: Recipe, source: str) -> Rows:
     data, labelled = recipe.data, _labelled(recipe)
     train, kind, reading = _examples(recipe, source, as_tasks=False)
+    origin = fingerprint(train)
     heldout_kind: Kind = "demonstrations" if labelled else kind
     if isinstance(data.heldout, str):
         same = kind in ("demonstrations", "tasks")
@@ -135,7 +137,7 @@ def _read(recipe: Recipe, source: str) -> Rows:
     tasks = [] if heldout_kind == "logged" else [task_of(row) for row in heldout]
     if labelled:
         train, heldout, heldout_kind = [task_of(row) for row in train], list(tasks), "tasks"
-    return Rows(train, heldout, tasks, source, kind, heldout_kind)
+    return Rows(train, heldout, tasks, source, kind, heldout_kind, origin=origin)
 
 
 def _examples(recipe: Recipe, source: str, *, as_tasks: bool = True) -> tuple[list[Any], Kind, Reading]:

@@ -41,6 +41,7 @@ from melior.evaluation.overfitting import overfitting
 from melior.registry import Registry
 from melior.reports.write import Reporter
 from melior.store import Store
+from melior.store.rows import Dataset
 from melior.trainers.loop import Run, fit
 from melior.trainers.trackers import trackers_of
 
@@ -171,7 +172,7 @@ class _Cycle:
             self.passed_over = Counter(policy.noticed)
             _, asked = noticing(policy, lambda: check_tasks(recipe, policy, rows, measures))
             self.passed_over += asked if recipe.way.samples else Counter()
-            dataset = self.store.add_dataset(rows.fingerprint, kind=rows.kind, path=rows.source, rows=len(rows.train))
+            dataset = self._dataset(rows)
             run_id = self._open_run(dataset.id)
             try:
                 outcome = self._trained(policy, rows, measures, run_id, dataset.id, before)
@@ -358,6 +359,11 @@ class _Cycle:
             f"not promoted: it was compared with {start.id if start else 'the base model'}, and {serving} is "
             f"{held.version_id}; train from that (model.path: {serving}), or give this one a save.name of its own"
         )
+
+    def _dataset(self, rows: Rows) -> Dataset:
+        """The data set these rows are: the export of a log, where they were made from one, or else one of their own."""
+        known = self.store.dataset_of(rows.origin, rows.kind) if rows.origin else None
+        return known or self.store.add_dataset(rows.fingerprint, kind=rows.kind, path=rows.source, rows=len(rows.train))
 
     def _open_run(self, dataset_id: str) -> str:
         """The store's row of this run, opened again if it was there."""
