@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from melior.data.calls import Form, form_of
 from melior.data.conversations import Conversation, as_context, conversation, for_template, learnt
 from melior.errors import ConfigError, DataError, ModelError
 from melior.types import Demonstration
@@ -79,6 +80,20 @@ class Renderer:
         """Whether the chat template shows the tools it is given."""
         probe = {"type": "function", "function": {"name": "probed_tool", "description": "", "parameters": PARAMETERS}}
         return self.chat and "probed_tool" in self._shown(Conversation(PROBE[:1], (probe,)))
+
+    @cached_property
+    def call_form(self) -> Form | None:
+        """How the chat template writes a tool call; None where it writes none, or in a way nobody here can read."""
+        if not self.shows_tools:
+            return None
+        probe = {"type": "function", "function": {"name": "probed_tool", "description": "", "parameters": PARAMETERS}}
+        call = {"id": "call12345", "type": "function", "function": {"name": "probed_tool", "arguments": {"a": 1}}}
+        inputs = {"messages": [dict(PROBE[0])], "tools": [probe]}
+        try:
+            turn = self.turn(inputs, {"role": "assistant", "content": "", "tool_calls": [call]})
+        except DataError:
+            return None
+        return form_of(self.text(turn.decisions), "probed_tool")
 
     def context(self, inputs: Any) -> tuple[int, ...]:
         """Ids the model reads before the assistant's next turn; at most one begin-of-sequence token.

@@ -15,13 +15,14 @@ import re
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from melior.data.calls import Form
 from melior.errors import ConfigError, DataError
 from melior.types import Sampling
 
@@ -52,6 +53,36 @@ def json_rule(schema: Mapping[str, Any]) -> str:
     if _has_key(schema, OWN):
         raise ConfigError(f"the schema has the key {OWN!r}, which belongs to the library that follows it; leave it out")
     return "%json " + json.dumps({**schema, OWN: {"whitespace_pattern": GAP}})
+
+
+def call_rule(form: Form, tools: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
+    """One call of one of the tools, as a part of a grammar; its arguments are what the tool's parameters allow.
+
+    Raises:
+        ConfigError: if parameters have a key that would loosen what they say.
+    """
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": tool["name"]}, form.arguments: tool.get("parameters") or ANY_OBJECT},
+            "required": ["name", form.arguments],
+            "additionalProperties": False,
+        }
+        for tool in tools
+    ]
+    options = " | ".join(json_rule(call) for call in calls)
+    return f"{_literal(form.before, tokenizer)} ({options}) {_literal(form.after, tokenizer)}".strip()
+
+
+def _literal(text: str, tokenizer: Any) -> str:
+    """A text as a part of a grammar; special tokens are not their spelling, and go by number."""
+    special = sorted(set(tokenizer.all_special_tokens), key=len, reverse=True)
+    pieces = re.split("(" + "|".join(map(re.escape, special)) + ")", text) if special else [text]
+    return " ".join(
+        f"<[{tokenizer.convert_tokens_to_ids(piece)}]>" if piece in special else json.dumps(piece, ensure_ascii=False)
+        for piece in pieces
+        if piece
+    )
 
 
 def _has_key(value: Any, key: str) -> bool:

@@ -65,6 +65,7 @@ class Request:
 class Thought:
     """What the policy itself thought of a token, in nats: at temperature 1, before anything cut or added to it."""
 
+    token: int
     log_prob: float
     likeliest: tuple[tuple[int, float], ...]  # token ids and their log-probs, the likeliest first
 
@@ -334,7 +335,7 @@ class Engine:
 
 def _thought(own: Tensor, token: int, likeliest: int, known: int) -> Thought:  # [V]
     best = own[:known].topk(min(likeliest, known))  # most models have more rows than tokens
-    return Thought(float(own[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+    return Thought(token, float(own[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
 
 
 def _row(request: Request, number: int) -> _Row:

@@ -68,11 +68,20 @@ class Speaker:
         """The policy that renders and reads for it; its weights are shared."""
         return self.voice.policy
 
-    def ask(self, inputs: Any, settings: Sampling, *, streams: bool, loop: asyncio.AbstractEventLoop) -> Ticket:
+    def ask(
+        self,
+        context: tuple[int, ...],
+        settings: Sampling,
+        *,
+        streams: bool,
+        loop: asyncio.AbstractEventLoop,
+        likeliest: int | None = None,
+    ) -> Ticket:
         """A request that is being answered; see `Voice.ask`."""
         while True:
             try:
-                return self.voice.ask(inputs, settings, streams=streams, loop=loop, adapter=self.adapter)
+                how = {"streams": streams, "loop": loop, "likeliest": likeliest, "adapter": self.adapter}
+                return self.voice.ask(context, settings, **how)  # type: ignore[arg-type]
             except Gone:
                 again = self.voices.of(self.version)
                 self.voice, self.adapter = again.voice, again.adapter

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from melior.errors import DataError, MeliorError
-from melior.policies.engine import Engine, Request, Sample
+from melior.policies.engine import Engine, Request, Sample, Thought
 from melior.policies.mixing import Mixture, read_adapter
 from melior.serving.problems import Problem
+from melior.serving.said import spoken
 from melior.types import Sampling
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Piece:
     number: int
     text: str = ""
     sample: Sample | None = None
+    thoughts: tuple[Thought, ...] = ()  # of the tokens whose text has come to its end, where they were asked for
 
 
 @dataclass
@@ -47,8 +49,10 @@ class Ticket:
     settings: Sampling
     streams: bool
     adapter: str = ""  # which of the model's adapters answers; "" is the model itself
+    likeliest: int | None = None  # how many likely tokens are told beside each; None: not even its own log-prob
     pieces: asyncio.Queue[Piece | BaseException] = field(default_factory=asyncio.Queue)
     told: dict[int, str] = field(default_factory=dict)  # sample → the text that was sent of it
+    thought: dict[int, int] = field(default_factory=dict)  # sample → how many of its tokens were told of
     left: int = 0  # samples whose end was not read
     open: int = 0  # samples that the engine is not done with
 
@@ -97,16 +101,22 @@ class Voice:
         self.thread.start()
 
     def ask(
-        self, inputs: Any, settings: Sampling, *, streams: bool, loop: asyncio.AbstractEventLoop, adapter: str = ""
+        self,
+        context: tuple[int, ...],
+        settings: Sampling,
+        *,
+        streams: bool,
+        loop: asyncio.AbstractEventLoop,
+        likeliest: int | None = None,
+        adapter: str = "",
     ) -> Ticket:
         """A request that an adapter, or the model itself, is answering; its pieces arrive in that loop.
 
         Raises:
-            DataError: if the inputs leave no room for the answer.
+            DataError: if the context leaves no room for the answer.
             Problem: if too many are being answered already.
             Gone: if it has ended, or holds the adapter no more.
         """
-        context = self.policy.renderer.context(inputs)
         room = self.policy.max_length - len(context)
         if not context or settings.max_tokens > room:
             raise DataError(
@@ -120,7 +130,8 @@ class Voice:
                 told = f"{before} requests are being answered by this model; ask again in {AGAIN_S} s"
                 raise Problem(503, told, code="overloaded", retry=True, headers={"retry-after": str(AGAIN_S)})
             self.count += 1
-            ticket = Ticket(self.count, loop, context, settings, streams, adapter, left=settings.n, open=settings.n)
+            asked = (loop, context, settings, streams, adapter, likeliest)
+            ticket = Ticket(self.count, *asked, left=settings.n, open=settings.n)
             self.coming.append(ticket)
             self.awake.notify()
         return ticket
@@ -218,32 +229,38 @@ class Voice:
             self.tickets |= {ticket.id: ticket for ticket in coming}  # at no time is one of them nowhere
         for ticket in coming:
             self.engine.submit(
-                Request(id=ticket.id, context=ticket.context, settings=ticket.settings, adapter=ticket.adapter)
+                Request(
+                    id=ticket.id,
+                    context=ticket.context,
+                    settings=ticket.settings,
+                    adapter=ticket.adapter,
+                    told=ticket.likeliest,
+                )
             )
         for number in going:
             if number in self.tickets:
-                self.engine.cancel(number)
-                del self.tickets[number]
+                self.engine.cancel(number)  # what it had decided is told, and whoever left it may keep it
         return bool(self.tickets) or not self.stopped
 
     def _tell(self) -> None:
         for row in self.engine.rows:
             ticket = self.tickets.get(row.request.id)
             if ticket is not None and ticket.streams:
-                self._stream(ticket, row.number, self.engine.renderer.text(row.decisions))
+                self._stream(ticket, row, self.engine.renderer.text(row.decisions))
         for sample in self.engine.collect():
             ticket = self.tickets.get(sample.request)
             if ticket is None:
                 continue
             if ticket.streams:
-                self._stream(ticket, sample.number, sample.text, whole=True)
-            ticket.put(Piece(sample.number, sample=sample))
+                self._stream(ticket, sample, sample.text, whole=True)
+            ticket.put(Piece(sample.number, sample=sample, thoughts=self._told(ticket, sample, len(sample.text))))
             ticket.open -= 1
             if not ticket.open:
                 del self.tickets[ticket.id]
 
-    def _stream(self, ticket: Ticket, number: int, text: str, *, whole: bool = False) -> None:
+    def _stream(self, ticket: Ticket, output: Any, text: str, *, whole: bool = False) -> None:
         """Sends what is new of a text. A stop string may still be cut off its end, and a character be half there."""
+        number = output.number
         sent = ticket.told.get(number, "")
         if not whole:
             held = max((len(stop) for stop in ticket.settings.stop), default=1) - 1
@@ -252,7 +269,14 @@ class Voice:
                 return
         if text.startswith(sent) and len(text) > len(sent):
             ticket.told[number] = text
-            ticket.put(Piece(number, text[len(sent) :]))
+            ticket.put(Piece(number, text[len(sent) :], thoughts=self._told(ticket, output, len(text))))
+
+    def _told(self, ticket: Ticket, output: Any, length: int) -> tuple[Thought, ...]:
+        """What was thought of tokens, not told of yet, that end within so much of the text."""
+        first = ticket.thought.get(output.number, 0)
+        last = spoken(output.decisions, length, self.engine.renderer) if output.thoughts else 0
+        ticket.thought[output.number] = max(first, last)
+        return tuple(output.thoughts[first:last])
 
     def _fail(self, error: BaseException) -> None:
         for ticket in self.tickets.values():
