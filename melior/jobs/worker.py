@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,8 @@ class Worker:
             _Doing(self, job, stop or threading.Event()).run()
         except FencedError as error:
             log.warning("%s", error)
+        except (StoreError, OSError) as error:  # database or disk: the lease runs out, and somebody goes on from there
+            log.warning("%s is left to whoever takes it next: %s", job.id, error)
 
 
 class _Doing:
@@ -162,7 +164,10 @@ class _Doing:
         """Leaves the job as the trainer left it."""
         job = self.job
         if status == DONE:
-            self._left("succeeded", "The job has successfully completed", result=_read(self.folder / "result.json"))
+            result = _read(self.folder / "result.json")
+            for message in outcome_of(result):
+                self.store.add_event(job.id, message, fence=job.fence)
+            self._left("succeeded", "The job has successfully completed", result=result)
         elif status == FAILED:
             error = _read(self.folder / ERROR)
             self._left("failed", f"The job failed: {error.get('message', 'no message')}", error=error)
@@ -187,6 +192,19 @@ class _Doing:
         if isinstance(result.get("run_id"), str):
             self.store.tell_run(self.job.id, self.job.fence, result["run_id"])
         self.store.end_job(self.job.id, self.job.fence, status, **how)
+
+
+def outcome_of(result: Mapping[str, Any]) -> Iterator[str]:
+    """What a client should know of how a job came out: what "auto" became, why it stopped, what the gate says."""
+    for choice in result.get("choices") or ():
+        yield f"auto: {choice}"
+    for told in (result.get("stopped"), result.get("warning"), result.get("note")):
+        if told:
+            yield str(told)
+    if gate := result.get("gate"):
+        yield f"Gate: {gate['sentence']}"
+    if result.get("promoted"):
+        yield f"{result['version_id']} is promoted"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from melior.cycles.measures import read_evaluation
+from melior.errors import DatabaseAway
 from melior.jobs.worker import Worker
 from melior.store import Store
 from melior.store.rows import Job
@@ -119,6 +120,10 @@ def test_a_job_is_done_and_tells_what_it_does(store: Store, whole: Job) -> None:
     assert {"train_loss", "valid_loss", "learning_rate"} <= last.data.keys() and last.message.startswith(
         "Step 60/60: tr"
     )
+    *_, verdict, end = [event.message for event in store.job_events(whole.id) if "promoted" not in event.message]
+    assert verdict == f"Gate: {whole.result['gate']['sentence']}" and end == "The job has successfully completed"
+    shown = [event.message for event in store.job_events(whole.id) if event.message.startswith("auto: ")]
+    assert shown == [f"auto: {choice}" for choice in whole.result["choices"]]
 
 
 def test_a_password_of_the_database_stands_on_no_command_line(store: Store, worker: Worker, tmp_path: Path) -> None:
@@ -221,3 +226,27 @@ def test_what_cannot_be_trained_says_why(
     job = store.job(made.id)
     assert job.status == "failed" and job.error is not None and job.error["code"] == code
     assert told in job.error["message"] and store.job_events(job.id)[-1].level == "error"
+
+
+def test_a_worker_outlives_a_database_that_goes_away_in_the_middle_of_a_job(
+    store: Store, worker: Worker, whole: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "away"))
+    monkeypatch.setattr(worker, "lease_s", 0.5)
+    ends, away = Store.end_job, [True]
+
+    def end_job(self: Store, *given: Any, **more: Any) -> Any:
+        if away:
+            away.clear()
+            raise DatabaseAway("the database does not answer (connection refused); try again in a moment")
+        return ends(self, *given, **more)
+
+    monkeypatch.setattr(Store, "end_job", end_job)
+    stop = threading.Event()
+    thread = threading.Thread(target=worker.work, args=(stop,))
+    thread.start()
+    until(lambda: store.job(made.id).status == "succeeded", "success")
+    stop.set()
+    thread.join()
+    done = store.job(made.id)
+    assert (done.fence, done.attempts) == (2, 1) and outcome(done) == outcome(whole)
