@@ -123,7 +123,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings, out = Settings(asked=arguments.asked), arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    rows = list(read_examples(SOURCE))
+    rows: list[Any] = list(read_examples(SOURCE).rows)
     train, heldout = split(rows, settings.heldout, settings.seed)
     heldout = sorted(heldout, key=input_key)  # by content, so that the first ones are any
     print(f"{len(train)} pairs teach, {len(heldout)} judge", flush=True)

@@ -31,6 +31,7 @@ from melior.types import Preference, Rated, Record, Score
 
 RESAMPLES, SLOW_RESAMPLES = 1000, 200  # the second for concordance, which costs a square of the rows
 NEWTON = 30  # steps; a slope is found in six, and one without an end stops at the ridge
+STEEPEST = 20.0  # log-odds for a doubling: length alone decides
 RIDGE = 1e-3  # keeps the slope of rows that length alone parts finite
 AT_ONCE = 32  # outputs between two reports of progress
 PAIRS_AT_ONCE = 8  # the same, of pairs: each is read twice, with both outputs
@@ -394,13 +395,13 @@ def length_slope(preferred: Floats, ratio: Floats, clusters: Sequence[Hashable])
             chance = 1 / (1 + np.exp(-np.clip(beta[:, None] * ratio, -30, 30)))
             gradient = (weights * ratio * (preferred - chance)).sum(1) - RIDGE * beta
             beta = beta + gradient / ((weights * ratio**2 * chance * (1 - chance)).sum(1) + RIDGE)
-            beta = np.clip(beta, -20, 20)
+            beta = np.clip(beta, -STEEPEST, STEEPEST)
         return beta
 
     estimate = float(slope(np.ones((1, len(ratio))))[0])
     drawn = resampled_weights(len(ratio), clusters=clusters, resamples=RESAMPLES)
     draws = np.concatenate([slope(part) for part in drawn])
-    return percentile_interval(estimate, draws, len(set(clusters)), RESAMPLES)
+    return percentile_interval(estimate, draws, len(set(clusters)), RESAMPLES, bounds=(-STEEPEST, STEEPEST))
 
 
 def _tied(values: Floats) -> float:
