@@ -381,6 +381,8 @@ class Save:
     folder: str | None = None  # null: "model" in the run's folder
     alias: str = "prod"
     promote: bool = True  # where the gate says so, and never otherwise
+    # the newest so many policies at the ends of epochs (of a method that samples: at measurements) that can answer too
+    checkpoints: int = Field(default=0, ge=0)
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)

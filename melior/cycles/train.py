@@ -23,6 +23,7 @@ from typing import Any
 from melior.cycles.auto import Resolved, check_rows, is_settled, resolve
 from melior.cycles.baseline import Baseline, declared_bounds, judged, sample_baseline
 from melior.cycles.folders import alone, claim
+from melior.cycles.kept import Kept
 from melior.cycles.ledger import record_evaluation, record_gate
 from melior.cycles.lesson import Lesson, check_tasks, lesson, load_trainable, noticing
 from melior.cycles.measures import Measures, headline, kept, read_evaluation
@@ -41,7 +42,7 @@ from melior.evaluation.overfitting import overfitting
 from melior.registry import Registry
 from melior.reports.write import Reporter
 from melior.store import Store
-from melior.store.rows import Dataset
+from melior.store.rows import Dataset, Version
 from melior.trainers.loop import Run, fit
 from melior.trainers.trackers import trackers_of
 
@@ -66,6 +67,7 @@ class Outcome:
     promoted: bool
     note: str = ""  # why a policy that passed its gate was not promoted
     steps: int = 0
+    step: int = 0  # after which the saved policy was as it is; less than `steps` where the best one was restored
     skipped: int = 0  # updates whose loss or gradient was not finite
     dropped: int = 0  # training rows without a decision inside the context
     passed_over: Mapping[str, int] = field(default_factory=dict)  # what could not be read or used of rows, how often
@@ -207,17 +209,21 @@ class _Cycle:
         before = kept(folder / "evaluation-before.json", lambda: known or measured("before"))
         tell_data(folder, rows, taught.leading, policy, measures.kind)
         self.page.update(force=True, state="running", error="")
-        done = self._fit(policy, taught, measures)
+        keeps = self._keeps(taught, run, dataset)
+        done = self._fit(policy, taught, measures, keeps)
         after = kept(folder / "evaluation.json", lambda: measured("after"))
         self.report("saving", 0, 1, "")
         measures.kind.tell(policy, rows, recipe, folder)
         place = Path(recipe.save.folder) if recipe.save.folder else folder / "model"
         policy.save(place)
         self.report("saving", 1, 1, str(place))
+        if keeps is not None:
+            keeps.let_go(done.best_step or done.steps)  # it is what was just saved
         outcome = self._judged(place, before, after, run, dataset, done)
         return replace(
             outcome,
             steps=done.steps,
+            step=done.best_step or done.steps,
             skipped=done.skipped,
             stopped=done.stopped,
             alarms=tuple(breach.to_json() for breach in done.breaches),
@@ -274,7 +280,29 @@ class _Cycle:
             )
         return resolved
 
-    def _fit(self, policy: Any, taught: Lesson, measures: Measures) -> Run:
+    def _keeps(self, taught: Lesson, run_id: str, dataset_id: str) -> Kept | None:
+        """What keeps the policy on the way, if that is asked for."""
+        recipe = self.recipe
+        every = taught.config.evaluate_every if recipe.way.samples else taught.leading.per_epoch
+        if not recipe.save.checkpoints or every is None:
+            return None
+        registry, start = Registry(self.store), self.found.version
+
+        def register(place: Path, step: int) -> Version:
+            return registry.register(
+                self.name,
+                place,
+                method=recipe.method,
+                base_model=None if start else self.found.base_model,
+                parent=start.id if start else None,
+                run_id=run_id,
+                dataset_id=dataset_id,
+                metrics={"step": step},
+            )
+
+        return Kept(self.folder, recipe.save.checkpoints, every, self.store, register)
+
+    def _fit(self, policy: Any, taught: Lesson, measures: Measures, keeps: Kept | None) -> Run:
         last = dict(policy.computed)
 
         def on_step(done: int, total: int, metrics: dict[str, float]) -> None:
@@ -284,6 +312,8 @@ class _Cycle:
             if measures.latest is not None:
                 tell_heldout(self.folder, done, measures.latest)
                 measures.latest = None
+            if keeps is not None:
+                keeps.see(policy, done)
             self.report("training", done, total, _note(metrics))
 
         wanted = self.recipe.report

@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI, Request, Response
 
 from melior.serving import (
     chat,
+    checkpoints,
     decisions,
     eval_compare,
     eval_runs,
@@ -29,6 +30,7 @@ from melior.serving.service import Service
 
 SERVED = (
     chat,
+    checkpoints,
     decisions,
     eval_compare,
     eval_runs,

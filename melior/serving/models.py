@@ -1,4 +1,4 @@
-"""/v1/models: what can answer here: versions by id, and names with the alias that serves
+"""/v1/models: what can answer here: base models, versions by id, aliases, and what jobs made
 
 A model that a client deletes is no longer listed nor answered with; its version stays in the registry, since what it
 decided is in the log.
@@ -6,29 +6,41 @@ decided is in the log.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
-from melior.errors import NotFound, StoreError
+from melior.cycles.kept import folder_of
+from melior.errors import DatabaseAway, ModelError, NotFound, StoreError, UnknownModel
 from melior.policies.weights import KNOWN
-from melior.registry import Registry
+from melior.registry import BASE, Registry
+from melior.serving.problems import Problem
 from melior.serving.security import needs
 from melior.serving.service import Service
 from melior.serving.wire import seconds
-from melior.store.rows import Version
+from melior.store.rows import Job, Version
+
+MADE, STEP = "ft:", ":ckpt-step-"  # names of what jobs make, and of what they keep on the way
+OWNER = "melior"  # of base models
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("", dependencies=[Depends(needs("read"))])
 def listed(request: Request) -> dict[str, Any]:
-    """Every version, and every alias that points to one."""
+    """Every base model, every version, every alias that points to one, and every name that a job gave."""
     service: Service = request.app.state.service
-    versions = {version.id: version for version in service.store.versions()}
-    shown = [told(version.id, version) for version in versions.values()]
+    shown = [told(version.name, version) for version in service.bases.all()]
+    versions = {version.id: version for version in service.store.versions() if version.method != BASE}
+    shown += [told(version.id, version) for version in versions.values()]
     for alias in service.store.aliases():
-        shown.append(told(f"{alias.name}@{alias.alias}", versions[alias.version_id]))
+        if alias.version_id in versions:  # it may have been promoted since
+            shown.append(told(f"{alias.name}@{alias.alias}", versions[alias.version_id]))
+    for job in service.store.jobs(status="succeeded"):
+        made = versions.get(str(job.result.get("version_id")))
+        if made is not None:
+            shown.append(told(name_of(job), made))
     return {"object": "list", "data": shown}
 
 
@@ -38,20 +50,35 @@ def one(request: Request, model: str) -> dict[str, Any]:
     return told(model, version_of(request.app.state.service, model))
 
 
+@router.delete("/{model:path}", dependencies=[Depends(needs("train"))])
+def delete(request: Request, model: str) -> dict[str, Any]:
+    """The model, which answers no more; refused while an alias points to it."""
+    service: Service = request.app.state.service
+    version = version_of(service, model)
+    if version.method == BASE:
+        raise Problem(403, f"{model} is a base model, and only what was trained here can be deleted", param="model")
+    Registry(service.store).delete(version.id)
+    service.aliases.forget(version)
+    return {"id": model, "object": "model", "deleted": True}
+
+
 def version_of(service: Service, model: str) -> Version:
     """The version that a client's name for a model means.
 
     Raises:
-        NotFound: if there is none.
+        UnknownModel: if there is none.
     """
-    name = model
-    if model.startswith("ft:"):  # what a job made
-        made = service.store.job(model.rpartition(":")[2]).result.get("version_id")
-        name = str(made) if made else model
     try:
-        return Registry(service.store).get(name)
-    except StoreError as error:
-        raise NotFound(f"there is no model {model!r} here: {error}") from error
+        base = service.bases.of(model)
+        if base is not None:
+            return base
+        if model.startswith(MADE):
+            return _made(service, model)
+        return Registry(service.store).get(model) if model.startswith("ver_") else service.aliases.of(model)
+    except DatabaseAway:  # whether there is one cannot be said
+        raise
+    except (StoreError, ModelError) as error:
+        raise UnknownModel(f"there is no model {model!r} here: {error}") from error
 
 
 def reference_of(service: Service, model: str) -> str:
@@ -60,11 +87,42 @@ def reference_of(service: Service, model: str) -> str:
     Clients name models and never folders: a path would be read with our rights.
 
     Raises:
-        NotFound: if there is none.
+        UnknownModel: if there is none.
     """
-    return model if model in KNOWN else version_of(service, model).id
+    return model if model in KNOWN and model not in service.bases.named else version_of(service, model).id
+
+
+def name_of(job: Job) -> str:
+    """What clients call the model that a job made; a line of jobs is named after the model that it began with."""
+    begun = str(job.asked["model"])
+    if begun.startswith(MADE):
+        begun = begun.removeprefix(MADE).partition(":")[0]
+    return f"{MADE}{begun}:{job.asked.get('suffix') or ''}:{job.id}"
 
 
 def told(name: str, version: Version) -> dict[str, Any]:
     """A model as the dialect has it."""
-    return {"id": name, "object": "model", "created": seconds(version.created), "owned_by": version.name}
+    owner = OWNER if version.method == BASE else version.name
+    return {"id": name, "object": "model", "created": seconds(version.created), "owned_by": owner}
+
+
+def _made(service: Service, model: str) -> Version:
+    """What a job made, or kept at one of its steps.
+
+    Raises:
+        NotFound: if no job made it, or it was deleted or not kept.
+    """
+    name, _, step = model.partition(STEP)
+    job = service.store.job(name.rpartition(":")[2])
+    if name != name_of(job):
+        raise NotFound(f"the model of {job.id} is {name_of(job)}")
+    if not step or step == str(job.result.get("step")):
+        made = job.result.get("version_id")
+        if not made:
+            raise NotFound(f"{job.id} is {job.status} and has made none")
+        return Registry(service.store).get(str(made))
+    place = folder_of(Path(job.folder), int(step)) if step.isdecimal() else None
+    kept = [] if place is None else service.store.versions(within=str(place))
+    if not kept:
+        raise NotFound(f"{job.id} keeps no model of step {step}; list its checkpoints to see those it keeps")
+    return kept[-1]

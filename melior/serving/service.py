@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melior.jobs.worker import Worker
+from melior.serving.aliases import Aliases
+from melior.serving.bases import Bases
 from melior.serving.courier import Courier
 from melior.serving.deciders import Deciders
 from melior.serving.loaded import Voices
@@ -29,6 +31,7 @@ class Settings:
     origins: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
     rewards: Mapping[str, str] = field(default_factory=dict)  # what clients call a reward function → the function
+    models: Mapping[str, Path] = field(default_factory=dict)  # base models that the operator names → their folders
     work: bool = True  # whether jobs are done here too; other workers may share the database
 
 
@@ -45,14 +48,19 @@ class Service:
     courier: Courier = field(init=False)  # of messages to webhooks
     deciders: Deciders = field(default_factory=Deciders)  # all other policies that do
     voices: Voices = field(default_factory=Voices)  # language models that answer
+    bases: Bases = field(init=False)  # models that nobody here trained
+    aliases: Aliases = field(init=False)  # which version each means here
 
     def __post_init__(self) -> None:
         self.courier = Courier(self.store)
         self.writer = Writer(self.store)
+        self.bases = Bases(self.store, self.settings.models)
+        self.aliases = Aliases(self.store, self.voices, self.deciders)
 
     def start(self) -> None:
         """Begins what works beside the requests."""
         self.writer.start()
+        self.aliases.start()
         self.courier.start()
         if self.settings.work:
             worker = Worker(self.store, self.settings.database)
@@ -62,6 +70,7 @@ class Service:
     def stop(self) -> None:
         """Ends it; what was acknowledged is written, and a job half done is given back."""
         self.draining.set()
+        self.aliases.stop()
         self.voices.stop()
         self.writer.stop()
         self.courier.stop()

@@ -72,10 +72,15 @@ class Versions(Rows):
         name: str | None = None,
         parent_id: str | None = None,
         run_id: str | None = None,
+        within: str = "",
         deleted: bool = False,
     ) -> list[Version]:
-        """Versions of a name, of a parent, of a run, or all, the newest last; deleted ones where that is asked for."""
-        left = () if deleted else (schema.versions.c.deleted.is_(None),)
+        """Versions of a name, of a parent, of a run, with files in a folder, or all; the newest is last.
+
+        Those that were deleted only where that is asked for.
+        """
+        left = [] if deleted else [schema.versions.c.deleted.is_(None)]
+        left += [schema.versions.c.folder.startswith(within, autoescape=True)] if within else []
         with self.database.read() as connection:
             return fetch(connection, Version, *left, name=name, parent_id=parent_id, run_id=run_id)
 

@@ -81,8 +81,18 @@ def test_a_supervised_job_from_upload_to_its_model(working: Live) -> None:
     assert told[0] == "The job has successfully completed" and told[-1] == "The job is in the queue"
     steps = [event.data["step"] for event in events if event.type == "metrics"]
     assert steps == list(range(len(steps), 0, -1)) and len(steps) == 18
-    (checkpoint,) = client.fine_tuning.jobs.checkpoints.list(job.id)
-    assert checkpoint.step_number == 18 and checkpoint.metrics.train_loss is not None
+    last, first = client.fine_tuning.jobs.checkpoints.list(job.id)  # one of each epoch
+    assert (last.step_number, first.step_number) == (18, 9) and first.id != last.id
+    assert last.fine_tuned_model_checkpoint == job.fine_tuned_model
+    assert first.fine_tuned_model_checkpoint == f"{job.fine_tuned_model}:ckpt-step-9"
+    assert first.metrics.step == 9 and first.metrics.train_loss != last.metrics.train_loss
+    said = [client.chat.completions.create(model=name, messages=SAY, max_tokens=4)  # type: ignore[arg-type]
+            for name in (job.fine_tuned_model, first.fine_tuned_model_checkpoint)]  # fmt: skip
+    answered = working.service.store.decisions([answer.id for answer in said])
+    assert len({decision.record.policy_version for decision in answered}) == 2
+    with pytest.raises(openai.NotFoundError, match="keeps no model of step 3") as unknown:
+        client.models.retrieve(f"{job.fine_tuned_model}:ckpt-step-3")
+    assert unknown.value.code == "model_not_found"
     results = client.files.content(job.result_files[0]).text.splitlines()
     assert results[0].startswith("step,train_loss") and len(results) == 19
     assert client.models.retrieve(job.fine_tuned_model).owned_by == "cats"

@@ -1,0 +1,58 @@
+"""policies on the way: the newest few that a run saves as it trains, each a version that can answer"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from melior.errors import StoreError
+from melior.store import Store
+from melior.store.rows import Version
+
+FOLDER = "kept"  # in the run's folder
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where a run keeps what it was after so many steps."""
+    return run.resolve() / FOLDER / f"step-{step:06d}"
+
+
+def kept_steps(run: Path) -> list[int]:
+    """The steps of which a run has kept the policy, the earliest first."""
+    return sorted(int(place.name.removeprefix("step-")) for place in (run.resolve() / FOLDER).glob("step-??????"))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one run keeps."""
+
+    run: Path  # its folder
+    most: int
+    every: int  # steps: of an epoch, or from one measurement to the next
+    store: Store
+    register: Callable[[Path, int], Version]  # the folder and step of a policy that was saved
+
+    def see(self, policy: Any, done: int) -> None:
+        """Saves the policy where so many steps are the end of an epoch, and lets go of the oldest beyond the most."""
+        if done % self.every:
+            return
+        place = folder_of(self.run, done)
+        policy.save(place)
+        self.register(place, done)
+        for step in kept_steps(self.run)[: -self.most]:
+            self.let_go(step)
+
+    def let_go(self, step: int) -> None:
+        """Deletes one, its files too, unless somebody has promoted it or trained from it."""
+        place = folder_of(self.run, step)
+        for version in self.store.versions(within=str(place)):
+            try:
+                if self.store.versions(parent_id=version.id):  # others stand on its files
+                    return
+                self.store.delete_version(version.id)
+            except StoreError:  # an alias points to it
+                return
+        shutil.rmtree(place, ignore_errors=True)

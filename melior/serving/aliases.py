@@ -1,0 +1,134 @@
+"""what each alias means on this server: a new version answers once it is loaded, and the one before it until then
+
+Whoever promotes changes a row of the database. Every server sees that within a second, loads the new version beside the
+old one, and only then lets the alias's requests go there. A version that cannot be loaded never takes over.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+
+from melior.errors import MeliorError
+from melior.policies.kinds import kind_of
+from melior.registry import Registry
+from melior.serving.deciders import Deciders
+from melior.serving.loaded import Voices
+from melior.serving.problems import Problem
+from melior.store import Store
+from melior.store.rows import Version
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.5  # between two looks at where aliases point
+
+
+@dataclass
+class Aliases:
+    """The aliases that were asked for here."""
+
+    store: Store
+    voices: Voices
+    deciders: Deciders
+    meant: dict[str, Version] = field(default_factory=dict)  # reference → what answers to it here
+    left: list[Version] = field(default_factory=list)  # what answered before and is not freed yet
+    broken: set[str] = field(default_factory=set)  # versions that could not be loaded
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    ended: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+
+    def of(self, reference: str) -> Version:
+        """The version that answers to `name@alias`, or to a name alone.
+
+        Raises:
+            StoreError: if there is none.
+        """
+        now = Registry(self.store).get(reference)
+        with self.lock:
+            before = self.meant.get(reference)
+        if before is None or before.id == now.id:
+            return self._means(reference, now)
+        try:
+            waits = now.id in self.broken or not self._ready(now)
+            return before if waits and self._ready(before) else self._means(reference, now)
+        except MeliorError as error:
+            self._refuse(reference, now, error)
+            return before
+
+    def forget(self, version: Version) -> None:
+        """Lets nothing answer with a version any more."""
+        with self.lock:
+            self.meant = {reference: meant for reference, meant in self.meant.items() if meant.id != version.id}
+            self.left.append(version)
+
+    def start(self) -> None:
+        """Begins to look where aliases point."""
+        self.thread = threading.Thread(target=self._look_on, name="aliases", daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        """Ends that."""
+        self.ended.set()
+        if self.thread is not None:
+            self.thread.join()
+
+    def look(self) -> None:
+        """Loads what aliases point to by now, lets it answer, and frees what answers to nothing any more."""
+        with self.lock:
+            meant = dict(self.meant)
+        for reference, before in meant.items():
+            now = Registry(self.store).get(reference)
+            if now.id != before.id and now.id not in self.broken:
+                try:
+                    self._load(now)
+                except Problem:  # no room yet
+                    continue
+                except MeliorError as error:
+                    self._refuse(reference, now, error)
+                    continue
+                self._means(reference, now)
+        with self.lock:
+            kept = {version.id for version in self.meant.values()}
+            self.left = [old for old in self.left if old.id not in kept and not self._free(old)]
+
+    # ------------------------------------------------------------------ inside
+
+    def _look_on(self) -> None:
+        while not self.ended.wait(LOOK_S):
+            try:
+                self.look()
+            except MeliorError as error:  # a database that is busy or away comes back
+                log.warning("aliases could not be read: %s", error)
+            except Exception:
+                log.exception("looking where aliases point failed; it is tried again")
+
+    def _means(self, reference: str, version: Version) -> Version:
+        with self.lock:
+            before = self.meant.get(reference)
+            self.meant[reference] = version
+            if before is not None and before.id != version.id:
+                log.info("%s is %s now, before it %s", reference, version.id, before.id)
+                self.left.append(before)
+        return version
+
+    def _refuse(self, reference: str, version: Version, error: MeliorError) -> None:
+        self.broken.add(version.id)
+        log.error("%s cannot be loaded, and %s goes on as before: %s", version.id, reference, error)
+
+    def _ready(self, version: Version) -> bool:
+        if kind_of(version.folder) == "language":
+            return self.voices.ready(version)
+        return version.id in self.deciders.loaded
+
+    def _free(self, version: Version) -> bool:
+        if kind_of(version.folder) == "language":
+            return self.voices.retire(version)
+        self.deciders.loaded.pop(version.id, None)
+        return True
+
+    def _load(self, version: Version) -> None:
+        if kind_of(version.folder) == "language":
+            self.voices.of(version)
+        else:
+            self.deciders.of(version)
