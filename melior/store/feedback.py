@@ -190,7 +190,7 @@ class _Batch:
         ids |= {one.feedback_id for one in said if one.feedback_id}
         given = {row.id: row for row in among(connection, Feedback, table.c.id, ids)}
         checked = [one for one in said if one.checked]
-        names = {one.metric for one in checked} | {given[id].metric for id in replaced if id in given}
+        names = {schema.clean(one.metric) for one in checked} | {given[id].metric for id in replaced if id in given}
         measures = measures_of(connection, names.difference(BUILT_IN, {""}))
         measures |= {name: measure for name in names if (measure := built_in(name)) is not None}
         decisions = {one.decision_id for one in said if one.decision_id}
@@ -212,7 +212,7 @@ class _Batch:
         found = set()
         for one in said:
             before = given.get(one.replaces or one.made_from or "")
-            measure = measures.get(one.metric or (before.metric if before else ""))
+            measure = measures.get(schema.clean(one.metric) or (before.metric if before else ""))
             decision = one.decision_id or (before.decision_id if before else None)
             if decision and measure and (measure.type in TURNED or isinstance(one.value, Mapping)):
                 found.add(decision)
