@@ -1,7 +1,8 @@
-# Two commands do all the set-up: make demo, make test.
+# Two commands do all the set-up: make demo, make test. JOBS: processes of the tests, a core and some GiB each.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test check bench mutate hybrids soak clean
@@ -11,7 +12,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/melior pull smollm2-135m-instruct
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
