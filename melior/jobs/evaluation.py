@@ -21,6 +21,7 @@ from melior.cycles.ledger import record_evaluation
 from melior.cycles.measures import open_pool
 from melior.cycles.models import Found, find_model
 from melior.cycles.sections import Grading
+from melior.data.calls import calls_in, names_of
 from melior.durable import write_file
 from melior.errors import DataError, NotFound
 from melior.evaluation.criteria import Criterion, counts_by_criterion, counts_of, criteria_of, evaluation_of
@@ -208,13 +209,24 @@ class _Run:
         self, records: Sequence[Record], errors: Sequence[str], pools: Sequence[GraderPool]
     ) -> list[list[Score]]:
         """Each record's scores, one for each criterion."""
-        there = [record for record, error in zip(records, errors, strict=True) if not error]
+        whole = [replace(record, output=answered(record)) for record in records]
+        there = [record for record, error in zip(whole, errors, strict=True) if not error]
         columns = []
         for one, pool in zip(self.criteria, pools, strict=True):
             given = iter(pool.grade(there) if there else ())
             scores = [failed(one.name, f"no output: {error}") if error else next(given) for error in errors]
             columns.append([_said(one, score) for score in scores])
         return [list(row) for row in zip(*columns, strict=True)]
+
+
+def answered(record: Record) -> Any:
+    """The output as graders and people see it: an assistant's message where it calls tools that were offered."""
+    tools = record.inputs.get("tools") if isinstance(record.inputs, Mapping) else None
+    if not tools or not isinstance(record.output, str):
+        return record.output
+    said, calls = calls_in(record.output, names_of(tools))
+    named = [{"id": f"call_{place}", **call} for place, call in enumerate(calls)]
+    return {"role": "assistant", "content": said or None, "tool_calls": named} if calls else record.output
 
 
 def _said(one: Criterion, score: Score) -> Score:

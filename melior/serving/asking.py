@@ -159,19 +159,7 @@ class Asked(Drawn):
 
     def _said(self) -> str:
         """What the text of an answer may be."""
-        asked = self.response_format or {"type": "text"}
-        kind = asked.get("type")
-        if kind == "text":
-            return ""
-        if kind == "json_object":
-            return json_rule(ANY_OBJECT)
-        schema = (asked.get("json_schema") or {}).get("schema") if kind == "json_schema" else None
-        if not isinstance(schema, Mapping):
-            told = f"response_format of type {kind!r} needs json_schema.schema" if kind == "json_schema" else (
-                f"response_format can be text, json_object or json_schema, not {kind!r}"
-            )  # fmt: skip
-            raise unserved(told, "response_format")
-        return json_rule(schema)
+        return format_rule(self.response_format)
 
     def _called(self, form: Form | None, tokenizer: Any) -> str:
         """What a call may be, where one must or may be written in a grammar."""
@@ -193,6 +181,27 @@ class Asked(Drawn):
             told = "this model's chat template writes no calls that can be held to a tool; leave tool_choice at auto"
             raise unserved(told, "tool_choice")
         return call_rule(form, functions, tokenizer)
+
+
+def format_rule(asked: Mapping[str, Any] | None, param: str = "response_format") -> str:
+    """What a `response_format` lets a text be, as a part of a grammar; empty where it may be anything.
+
+    Raises:
+        ConfigError: if the schema would be loosened by one of its keys.
+        Problem: if it is no format that is served.
+    """
+    asked = asked or {"type": "text"}
+    kind = asked.get("type")
+    if kind == "text":
+        return ""
+    if kind == "json_object":
+        return json_rule(ANY_OBJECT)
+    if kind != "json_schema":
+        raise unserved(f"response_format can be text, json_object or json_schema, not {kind!r}", param)
+    schema = (asked.get("json_schema") or {}).get("schema")
+    if not isinstance(schema, Mapping):
+        raise unserved("response_format of type 'json_schema' needs json_schema.schema", param)
+    return json_rule(schema)
 
 
 def unserved(told: str, param: str) -> Problem:

@@ -7,7 +7,7 @@ from typing import Any
 
 from melior.errors import NotFound
 from melior.evaluation.criteria import Criterion, status_of
-from melior.jobs.evaluation import row_number
+from melior.jobs.evaluation import answered, row_number
 from melior.serving.service import Service
 from melior.serving.wire import seconds
 from melior.store.rows import Decision, Grade, Job
@@ -72,7 +72,7 @@ def _sample(job: Job, record: Record, error: str) -> dict[str, Any]:
     missing = record.output is None
     return {
         "input": list(inputs or []),
-        "output": [] if missing else [_message(record.output)],
+        "output": [] if missing else [_message(answered(record))],
         "finish_reason": "error" if missing else record.finish,
         "model": job.asked["data_source"].get("model"),
         "usage": _usage(record),

@@ -23,6 +23,7 @@ from melior.jobs.evaluation import METHOD, tally, usage_of
 from melior.jobs.evaluation import Asked as Recipe
 from melior.policies.kinds import kind_of
 from melior.policies.weights import KNOWN
+from melior.serving.asking import format_rule
 from melior.serving.eval_items import told_item, told_items
 from melior.serving.eval_rows import (
     INPUT,
@@ -82,10 +83,6 @@ class SamplingParams(BaseModel):
         Raises:
             Problem: if it cannot be sampled so.
         """
-        kind = (self.response_format or {}).get("type", "text")
-        if kind != "text":
-            told = f"response_format {kind!r} is not served in evals yet; say in the prompt what it should be"
-            raise Problem(400, told, param="data_source.sampling_params.response_format", code="unsupported_value")
         tokens = self.max_completion_tokens or self.max_completions_tokens
         made: dict[str, Any] = {
             "temperature": 1.0 if self.temperature is None else self.temperature,
@@ -94,6 +91,8 @@ class SamplingParams(BaseModel):
             **({"max_tokens": tokens} if tokens else {}),
         }
         try:
+            rule = format_rule(self.response_format, "data_source.sampling_params.response_format")
+            made |= {"constraint": f"start: {rule}"} if rule else {}
             Sampling(**made)
         except ConfigError as error:
             raise Problem(400, str(error), param="data_source.sampling_params") from error
