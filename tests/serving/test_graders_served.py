@@ -118,6 +118,25 @@ def test_a_reward_function_has_the_name_that_the_operator_gave_it(
     assert str(file) not in str(shown)
 
 
+def test_a_script_of_bedrock_names_its_function_as_ever(
+    live: Callable[..., Live], tmp_path: Path, folder_of: Callable[..., Path]
+) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text(HANDLER)
+    server = live(rewards=dict([reward_function(f"{ARN}={file}")]))
+    registry = Registry(server.service.store)
+    version = registry.register("tiny", folder_of("llama", "chatml"), method="none", base_model="none")
+    registry.promote(version.id, force=True, reason="first")
+    client = server.client()
+    rows = b'{"messages": [{"role": "user", "content": "say it"}], "most": 8}\n' * 4
+    sent = client.files.create(file=("rows.jsonl", rows), purpose="fine-tune")
+    how = {"grader": {"type": "lambda", "lambda": {"function": ARN}}, "hyperparameters": {"batch_size": 4}}
+    body = {"method": {"type": "reinforcement", "reinforcement": how}}
+    job = client.fine_tuning.jobs.create(model="tiny@prod", training_file=sent.id, extra_body=body)
+    assert ARN in job.to_json() and str(file) not in job.to_json()
+    assert server.service.store.job(job.id).recipe["grader"]["lambda"] == {"function": str(file)}
+
+
 @pytest.mark.parametrize("told", ["rewards.py", "=rewards.py", "polite=", "polite=nowhere.py:grade"])
 def test_a_reward_function_that_cannot_be_is_told_at_the_start(told: str) -> None:
     with pytest.raises(ConfigError, match="--reward"):
