@@ -65,14 +65,16 @@ def named_models(asked: Sequence[str]) -> dict[str, Path]:
         name, told, place = one.rpartition("=")
         pulled = home() / "models" / one
         folder = Path(place).expanduser()
-        if folder.is_dir():
+        if place and folder.is_dir():
             name, folder = name or folder.resolve().name, folder.resolve()
         elif not told and one and pulled.is_dir():
             name, folder = one, pulled
         elif one in KNOWN or (not told and one.count("/") == 1 and not one.startswith((".", "/", "~"))):
             raise ConfigError(f"--model {one} is not on this machine; run: melior pull {one}")
         else:
-            raise ConfigError(f"--model {one}: there is no folder {place}; write FOLDER, NAME=FOLDER, or a pulled name")
+            raise ConfigError(
+                f"--model {one}: there is no folder {place!r}; write FOLDER, NAME=FOLDER, or a pulled name"
+            )
         if name in found and found[name] != folder:
             raise ConfigError(f"--model names two models {name}; call one of them otherwise: OTHER={folder}")
         found[name] = folder

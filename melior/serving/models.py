@@ -23,6 +23,7 @@ from melior.store.rows import Job, Version
 
 MADE, STEP = "ft:", ":ckpt-step-"  # names of what jobs make, and of what they keep on the way
 OWNER = "melior"  # of base models
+LONGEST_STEP = 10  # digits
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -114,6 +115,8 @@ def _made(service: Service, model: str) -> Version:
     """
     name, _, step = model.partition(STEP)
     job = service.store.job(name.rpartition(":")[2])
+    if job.eval_id is not None:
+        raise NotFound(f"{job.id} evaluates, and makes no model")
     if name != name_of(job):
         raise NotFound(f"the model of {job.id} is {name_of(job)}")
     if not step or step == str(job.result.get("step")):
@@ -121,7 +124,7 @@ def _made(service: Service, model: str) -> Version:
         if not made:
             raise NotFound(f"{job.id} is {job.status} and has made none")
         return Registry(service.store).get(str(made))
-    place = folder_of(Path(job.folder), int(step)) if step.isdecimal() else None
+    place = folder_of(Path(job.folder), int(step)) if step.isdecimal() and len(step) < LONGEST_STEP else None
     kept = [] if place is None else service.store.versions(within=str(place))
     if not kept:
         raise NotFound(f"{job.id} keeps no model of step {step}; list its checkpoints to see those it keeps")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import ColumnElement, Connection, select, update
 from sqlalchemy.exc import IntegrityError
 
 from melior.errors import NotFound, StoreError
@@ -79,10 +79,12 @@ class Versions(Rows):
 
         Those that were deleted only where that is asked for.
         """
-        left = [] if deleted else [schema.versions.c.deleted.is_(None)]
-        left += [schema.versions.c.folder.startswith(within, autoescape=True)] if within else []
+        table = schema.versions
+        wanted: list[ColumnElement[bool]] = [] if deleted else [table.c.deleted.is_(None)]
+        if within:
+            wanted.append(table.c.folder.startswith(within, autoescape=True))
         with self.database.read() as connection:
-            return fetch(connection, Version, *left, name=name, parent_id=parent_id, run_id=run_id)
+            return fetch(connection, Version, *wanted, name=name, parent_id=parent_id, run_id=run_id)
 
     def move_version(self, version_id: str, folder: str | Path) -> Version:
         """The version, whose files are elsewhere now."""
