@@ -264,7 +264,7 @@ def beyond_share(rows: Mapping[int, tuple[str, tuple[str, ...]]], share: float) 
             if number not in gone:
                 gone.add(number)
                 counts.update({other: counts[other] - 1 for other in rows[number][1]})
-    if len(gone) == len(rows):
+    if rows and len(gone) == len(rows):
         raise DataError(
             f"{len(counts)} sources cannot each stay at or under {share:.0%} of the rows; allow {1 / len(counts):.0%} "
             "or more, or gather feedback of others"
