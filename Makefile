@@ -37,6 +37,7 @@ hybrids: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python tests/soak/kills.py
 	$(BIN)/python tests/soak/check_memory.py --mb 1024 --workers 2
+	MELIOR_SCHEMATHESIS=100 $(BIN)/python -m pytest tests/serving/test_schema_served.py --timeout 3600
 
 # torch first: on its own the pinned release is the CPU build where one is offered.
 $(STAMP): pyproject.toml constraints.txt

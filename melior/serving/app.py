@@ -24,6 +24,7 @@ from melior.serving import (
     webhooks,
 )
 from melior.serving.metrics import Counted
+from melior.serving.openapi import describe
 from melior.serving.problems import Problem, tell_problems
 from melior.serving.security import Guard, check_routes, needs
 from melior.serving.service import Service
@@ -66,6 +67,7 @@ def create_app(service: Service) -> FastAPI:
     _watched(app)
     tell_problems(app)
     check_routes(app)
+    describe(app)
     settings = service.settings
     guard: Mapping[str, Any] = {
         "store": service.store,

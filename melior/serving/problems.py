@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from melior.errors import (
@@ -95,4 +96,11 @@ def tell_problems(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def refused(request: Request, error: HTTPException) -> JSONResponse:
         told = f"{request.method} {request.url.path} is not served here" if error.status_code in (404, 405) else ""
-        return Problem(error.status_code, told or str(error.detail)).answer()
+        allowed = {"allow": ", ".join(_methods(app, request.url.path))} if error.status_code == 405 else {}
+        return Problem(error.status_code, told or str(error.detail), headers=allowed).answer()
+
+
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """What can be asked of a path: of all its routes, where the router knows but the first."""
+    routes = [route for route in app.routes if isinstance(route, APIRoute) and route.path_regex.match(path)]
+    return sorted({method for route in routes for method in route.methods or ()})
