@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from melior.errors import MeliorError
 from melior.policies.kinds import kind_of
 from melior.registry import Registry
+from melior.registry.registry import PROD
 from melior.serving.deciders import Deciders
 from melior.serving.loaded import Voices
 from melior.serving.problems import Problem
@@ -44,6 +45,7 @@ class Aliases:
         Raises:
             StoreError: if there is none.
         """
+        reference = reference if "@" in reference else f"{reference}@{PROD}"
         now = Registry(self.store).get(reference)
         with self.lock:
             before = self.meant.get(reference)

@@ -21,7 +21,7 @@ import anyio.to_thread
 from fastapi import Request
 
 from melior.errors import ConfigError, DataError, MeliorError
-from melior.policies.constraints import Grammars
+from melior.policies.constraints import Grammars, check_biases
 from melior.policies.engine import Sample
 from melior.serving.loaded import Speaker
 from melior.serving.models import version_of
@@ -55,7 +55,7 @@ class Answering:
         self.id, self.created = f"{prefix}_{secrets.token_hex(12)}", int(time.time())
         self.version: Version = version_of(service, model)
         self.alias = model.partition("@")[2] or None
-        self.voice: Speaker = service.voices.of(self.version)
+        self.voice: Speaker = service.voices.speaker(self.version)
         self.prompts: list[Prompt] = []
         self.tickets: list[Ticket] = []
         self.samples: dict[int, Sample] = {}  # by the number of their choice
@@ -87,6 +87,7 @@ class Answering:
             Problem: if too many are being answered already.
         """
         self.settings = settings
+        check_biases(settings, len(self.voice.policy.backbone.head.weight))
         if settings.constraint:
             self.grammars.follow(settings.constraint)
         try:
@@ -105,8 +106,12 @@ class Answering:
         Raises:
             Problem: if it cannot be answered to the end.
         """
+        waiting = any(ticket.streams for ticket in self.tickets)
         for place, ticket in enumerate(self.tickets):
             async for piece in ticket.read():
+                if waiting:
+                    waiting = False
+                    self.service.metrics.first_token()
                 number = place * self.settings.n + piece.number
                 if piece.sample is not None:
                     self.samples[number] = piece.sample

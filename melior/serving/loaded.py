@@ -7,6 +7,7 @@ batch; so does the model itself. What is held is bounded: room for another model
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from melior.errors import DataError, ModelError
+from melior.errors import CheckpointError, DataError, ModelError
 from melior.policies.adapters import base_of
 from melior.policies.kinds import kind_of, load_policy
 from melior.policies.mixing import mixes
@@ -22,6 +23,8 @@ from melior.serving.problems import Problem
 from melior.serving.voices import Gone, Ticket, Voice
 from melior.store.rows import Version
 from melior.types import Sampling
+
+log = logging.getLogger(__name__)
 
 LOADED = 2  # models with all their weights that are held at once
 ADAPTERS = 32  # over each of them; one of rank 16 is about a thirtieth of its model
@@ -103,6 +106,20 @@ class Voices:
     standings: dict[str, Standing] = field(default_factory=dict)  # by version
     changed: threading.Condition = field(default_factory=threading.Condition)
     ended: bool = False
+
+    def speaker(self, version: Version) -> Speaker:
+        """The same as `of`, for a client: what is wrong with our files is told to our log.
+
+        Raises:
+            DataError: if it is no language model.
+            Problem: if it cannot be loaded, or there is no room for it.
+        """
+        try:
+            return self.of(version)
+        except (ModelError, CheckpointError) as error:
+            log.error("%s cannot be loaded: %s", version.id, error)
+            told = f"{version.id} cannot be loaded; this server's log says why"
+            raise Problem(500, told, code="model_not_loadable", retry=False) from error
 
     def of(self, version: Version) -> Speaker:
         """Who speaks for a version, loaded where it is not yet; others go on answering meanwhile.
