@@ -145,7 +145,7 @@ def declared_bounds(spec: Any) -> Bounds | None:
     if kind == "score_model":
         low, high = spec.get("range") or UNIT
         return float(low), float(high)
-    return UNIT if kind in ("string_check", "text_similarity", "label_model", "reasoning_gym") else None
+    return UNIT if kind in ("string_check", "text_similarity", "label_model", "pair_model", "reasoning_gym") else None
 
 
 def _share(by_item: ByItem, clusters: Mapping[str, str]) -> Interval:

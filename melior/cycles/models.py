@@ -14,7 +14,7 @@ from melior.store import Store
 from melior.store.rows import Version
 
 NONE = "none"  # the base model of what was made from rows
-JUDGES = ("score_model", "label_model", "learned")  # graders that ask a model
+JUDGES = ("score_model", "label_model", "pair_model", "learned")  # graders that ask a model
 
 
 @dataclass(frozen=True)

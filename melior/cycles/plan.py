@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from melior.cycles.auto import Resolved, resolve
+from melior.cycles.judges import check_judges
 from melior.cycles.lesson import Lesson, check_tasks, lesson, load_trainable
 from melior.cycles.measures import Measures
 from melior.cycles.methods import WAYS
@@ -132,6 +133,7 @@ def dry_run(recipe: Recipe, store: Store) -> Plan:
     """
     found = find_model(recipe.model.path, store)
     rows = load_rows(recipe)
+    check_judges(recipe, store)
     with Measures(recipe, rows, store) as measures:
         policy = load_trainable(recipe, found, rows)
         check_tasks(recipe, policy, rows, measures)

@@ -58,6 +58,7 @@ class Recipe:
     grader: GraderSpec | None = None  # the reward of rft, and what evaluations are graded by
     heldout_grader: GraderSpec | None = None  # evaluations' own, so that gaming the reward shows
     grading: sections.Grading = Field(default_factory=sections.Grading)
+    judge: sections.Judging = Field(default_factory=sections.Judging)
     sampling: sections.Outputs = Field(default_factory=sections.Outputs)
     classifier: Classifier = Field(default_factory=Classifier)
     slate: Slate = Field(default_factory=Slate)

@@ -14,6 +14,7 @@ from melior.errors import ConfigError
 from melior.evaluation import gates
 from melior.policies import adapters
 from melior.policies.reward_model import Reward
+from melior.rewards.canaries import PROMPTS
 from melior.rollouts.logged import Incomplete
 from melior.trainers.distillation import CandidateDistillation, OnPolicyDistillation
 from melior.trainers.logged import OffPolicy
@@ -140,6 +141,21 @@ class Grading:
 
     processes: int = Field(default=1, ge=1)
     timeout_s: float = Field(default=10.0, gt=0)  # per output
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Judging:
+    """What models must have shown whose opinion is a reward, and what is tried on them while it is learnt."""
+
+    require: Literal["accepted", "not_refused", "nothing"] = "accepted"  # by `melior judge`, of each judge
+    reason: str = ""  # why nothing is required
+    canaries: Literal["stop", "off"] = "stop"  # outputs that no judge should like, before the first step and on the way
+    every: Count = 10  # steps
+    prompts: Count = PROMPTS  # that each canary is tried on
+
+    def __post_init__(self) -> None:
+        if self.require == "nothing" and not self.reason.strip():
+            raise ConfigError("judge.require is nothing, which needs a reason; write judge: {reason: …}")
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)

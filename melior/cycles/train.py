@@ -24,6 +24,7 @@ from melior.cycles.auto import Resolved, check_rows, is_settled, resolve
 from melior.cycles.baseline import Baseline, declared_bounds, judged, sample_baseline
 from melior.cycles.folders import alone, claim
 from melior.cycles.kept import Kept
+from melior.cycles.judges import Canaries, check_judges
 from melior.cycles.ledger import record_evaluation, record_gate
 from melior.cycles.lesson import Lesson, check_tasks, lesson, load_trainable, noticing
 from melior.cycles.measures import Measures, headline, kept, read_evaluation
@@ -168,7 +169,8 @@ class _Cycle:
         recipe = self.recipe
         self.report("reading rows", 0, 1, "")
         rows = load_rows(recipe)
-        with Measures(recipe, rows, self.store) as measures:
+        check_judges(recipe, self.store)
+        with Measures(recipe, rows, self.store) as measures, Canaries(recipe, rows.train, self.store) as self.canaries:
             self.report("loading the model", 0, 1, "")
             policy = load_trainable(recipe, self.found, rows)
             self.passed_over = Counter(policy.noticed)
@@ -206,6 +208,7 @@ class _Cycle:
         if self.announce and not (folder / "run.json").exists():
             self.announce(plan_run(resolved, taught, policy, rows, measures))
         baseline = self._baseline(policy, rows, measures)
+        self._try_canaries()
         before = kept(folder / "evaluation-before.json", lambda: known or measured("before"))
         tell_data(folder, rows, taught.leading, policy, measures.kind)
         self.page.update(force=True, state="running", error="")
@@ -266,6 +269,16 @@ class _Cycle:
         self.report("baseline", 1, 1, found.sentence)
         return found
 
+    def _try_canaries(self) -> None:
+        """Tries canaries on the judges of a run that has not begun; what nobody can try is told."""
+        for name in self.canaries.unwatched:
+            self.report(
+                "canaries", 1, 1, f"not tried on {name}: nobody knows from which score on it calls an output good"
+            )
+        if self.canaries.judges and not (self.folder / "metrics.jsonl").exists():
+            self.report("trying canaries on the judge", 0, 1, "")
+            self.canaries.check()
+
     def _resolved(self, policy: Any, rows: Rows) -> Resolved:
         """The recipe without anything automatic, told as it is chosen."""
         if not is_settled(self.recipe):
@@ -309,6 +322,8 @@ class _Cycle:
             nonlocal last
             metrics |= {name: float(now - last[name]) for name, now in policy.computed.items()}
             last = dict(policy.computed)
+            if self.canaries.due(done):
+                metrics |= self.canaries.metrics(done)
             if measures.latest is not None:
                 tell_heldout(self.folder, done, measures.latest)
                 measures.latest = None

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,12 +41,13 @@ from melior.rewards.asking import (
 )
 from melior.rewards.base import nearest
 
-KEYS = ("endpoint", "model", "key_env", "timeout_s", "attempts", "max_bytes", "concurrency", "max_tokens")
+KEYS = ("endpoint", "model", "key_env", "timeout_s", "attempts", "max_bytes", "concurrency", "max_tokens", "remember_s")
 PATIENCE_S = 60.0  # for one attempt: a model that reasons takes its time
 LONGEST_ANSWER = 512  # tokens of a label with its reasons, where nobody says otherwise
 LARGEST = 1 << 20  # bytes of an answer; a thousand times a verdict
 CONCURRENCY = 4  # asks at once
 KEPT = 4_096  # answers remembered: a run's repeated outputs, at a few hundred bytes each
+REMEMBER_S = 600.0  # and for how long: the model behind a name may change, and canaries shall see it
 FORMS = ("json_schema", "json_object", "text")  # the most binding first
 REJECTED = (400, 422, 501)  # statuses by which servers say that they do not know a setting
 
@@ -94,6 +96,7 @@ class RemoteModel:
     max_bytes: int = LARGEST
     concurrency: int = CONCURRENCY
     max_tokens: int = LONGEST_ANSWER  # of a label's answer; scores have sampling_params
+    remember_s: float = REMEMBER_S  # 0: equal asks are sent again
     label_ending: str = LABEL_IN_JSON
 
     @property
@@ -129,7 +132,7 @@ class RemoteJudge:
         self.url = model.endpoint.rstrip("/") + "/chat/completions"
         self.form = 0  # of FORMS: what the endpoint was found to take
         self.counted = "max_completion_tokens"  # or max_tokens, where the endpoint knows only that
-        self._known: OrderedDict[str, Said] = OrderedDict()
+        self._known: OrderedDict[str, tuple[float, Said]] = OrderedDict()  # the oldest first, with when it was said
         self._lock = threading.Lock()
 
     def score(self, conversations: Sequence[Messages], scale: Scale) -> list[Said]:
@@ -174,16 +177,17 @@ class RemoteJudge:
     def _answer(self, key: str, ask: _Ask, read: Read) -> Said:
         """The verdict, remembered where it was given before; what failed is asked anew the next time."""
         with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-                return replace(self._known[key], usage={})  # nothing is spent
+            at, known = self._known.get(key, (0.0, None))
+            if known is not None and time.monotonic() - at < self.model.remember_s:
+                return replace(known, usage={})  # nothing is spent
         try:
             said = self._said(self._sent(ask), read)
         except (OutboundError, ConfigError) as error:
             return Said(error=str(error), kind=SERVER)
         if not said.error:
             with self._lock:
-                self._known[key] = said
+                self._known[key] = time.monotonic(), said
+                self._known.move_to_end(key)
                 while len(self._known) > KEPT:
                     self._known.popitem(last=False)
         return said
@@ -358,10 +362,10 @@ def remote_model(spec: Mapping[str, Any], kind: str) -> RemoteModel:
     except ConfigError as error:
         raise GraderError(f"endpoint of {kind}: {error}") from None
     numbers: dict[str, Any] = {}
-    for key in ("timeout_s", "attempts", "max_bytes", "concurrency", "max_tokens"):
+    for key in ("timeout_s", "attempts", "max_bytes", "concurrency", "max_tokens", "remember_s"):
         value = spec.get(key, getattr(RemoteModel, key))
-        whole = key != "timeout_s"
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 < value < 1e12:
+        whole, least = not key.endswith("_s"), 0 if key == "remember_s" else 1e-3
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not least <= value < 1e12:
             raise GraderError(f"{key} of {kind} is a positive {'whole ' * whole}number, got {value!r:.40}")
         numbers[key] = value
     return RemoteModel(endpoint=spec["endpoint"], model=spec["model"], key_env=variable, **numbers)

@@ -75,6 +75,19 @@ class Recent:
 
 
 @dataclass(frozen=True)
+class Last:
+    """The last reading itself, with the name of what was read: where one alone is made of many outputs."""
+
+    together: ClassVar[bool] = False
+    least: ClassVar[int] = 1
+    gaps: ClassVar[bool] = False
+
+    def __call__(self, watched: Watched, readings: Readings) -> Value | None:
+        name = watched.names[0]
+        return Value(readings[name][-1][1], {"name": name.rpartition("/")[2]})
+
+
+@dataclass(frozen=True)
 class Growth:
     """The median of the last readings as a multiple of the first ones' mean."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from melior.trainers.alarm_rules import Contrasts, Dominance, Growth, Jump, LengthAsReward, Parting, Recent, Rule
+from melior.trainers.alarm_rules import Contrasts, Dominance, Growth, Jump, Last, LengthAsReward, Parting, Recent, Rule
 
 PATIENCE = 3  # readings running that must lie beyond a limit
 GAO = "Gao et al. 2022, arXiv:2210.10760"
@@ -49,6 +49,18 @@ ALARMS: Sequence[Alarm] = (
         "is {value:.2g} (limit {limit})",
         remedy="the reward is being gamed: mend the grader, raise beta, and keep the weights from before",
         source=f"{GAO} (what parts); test and limits are this project's, simulated in its tests",
+    ),
+    Alarm(
+        name="canary",
+        reads=("canaries/*",),
+        rule=Last(),
+        warn=0.05,
+        stop=0.05,
+        patience=1,  # a reading is made of twenty prompts, and what is accepted there is learnt
+        watches="share of prompts on which a judge accepts an output that says nothing",
+        told="the judge accepts the canary {name!r} on {value:.0%} of prompts (limit {limit:.0%})",
+        remedy="that is what is being learnt: mend the judge's prompt, or ask another judge, and start anew",
+        source="Zhao et al. 2025, arXiv:2507.08794 (what judges accept); limit: own judgement, two of twenty prompts",
     ),
     Alarm(
         name="length_as_reward",

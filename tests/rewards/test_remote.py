@@ -186,6 +186,10 @@ def test_equal_asks_are_sent_and_paid_for_once_and_failures_are_asked_again() ->
         again = grade(spec(server), "a", "bad luck")
         assert len(server.requests) == 4 and not again[0].usage and again[1].value is None
         assert grade(spec(server), "bad luck")[0].value == 1.0
+        sent = len(server.requests)
+        grade(spec(server, model={"remember_s": 0}), "a")
+        grade(spec(server, model={"remember_s": 0}), "a")
+        assert len(server.requests) == sent + 2  # a model behind a name may change
 
 
 def test_no_more_are_asked_at_once_than_allowed() -> None:
