@@ -23,8 +23,8 @@ from typing import Any
 from melior.cycles.auto import Resolved, check_rows, is_settled, resolve
 from melior.cycles.baseline import Baseline, declared_bounds, judged, sample_baseline
 from melior.cycles.folders import alone, claim
-from melior.cycles.kept import Kept
 from melior.cycles.judges import Canaries, check_judges
+from melior.cycles.kept import Kept
 from melior.cycles.ledger import record_evaluation, record_gate
 from melior.cycles.lesson import Lesson, check_tasks, lesson, load_trainable, noticing
 from melior.cycles.measures import Measures, headline, kept, read_evaluation
