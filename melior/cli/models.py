@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from melior.cli.output import JSON, STORE, first_line, interval, say, say_json, say_table, told
+from melior.cli.trace import show_steps
 
 app = typer.Typer(no_args_is_help=True, help="Versions, aliases, promotions, lineage.", rich_markup_mode=None)
 REFERENCE = typer.Argument(..., help="name@alias, a name (its @prod), or ver_…")
@@ -155,17 +156,23 @@ def delete(
 @app.command()
 @told
 def lineage(reference: str = REFERENCE, store: str = STORE, as_json: bool = JSON) -> None:
-    """Where a version comes from, down to its base model.
+    """Where a version comes from, down to its base model, and what has been learnt from what it decided.
 
     \b
     melior models lineage sums@prod --store demo/melior.db
     """
     from melior.registry import Registry
     from melior.store import Store
+    from melior.store.lineage import trace
 
     with Store.open(store) as opened:
         line = Registry(opened).lineage(reference)
-    say_json(line) if as_json else show_lineage(line)
+        traced = trace(opened, line.chain[0].version.id)
+    if as_json:
+        return say_json({**vars(line), "became": traced.became})
+    show_lineage(line)
+    say(f"decided {traced.facts['decisions']:,} outputs, on which {traced.facts['feedback']:,} opinions were heard")
+    show_steps([step for step in traced.became if step.kind == "dataset"])
 
 
 def show_lineage(line: Any) -> None:
@@ -174,6 +181,10 @@ def show_lineage(line: Any) -> None:
     for depth, link in enumerate(reversed(line.chain)):
         version, indent = link.version, "   " * depth
         data = f" on {link.dataset.rows} rows of {first_line(link.dataset.path, 40)}" if link.dataset else ""
+        said = (link.dataset.details or {}).get("sources") if link.dataset else None
+        data += (
+            f", said by {', '.join(f'{first_line(name, 30)} {count}' for name, count in said.items())}" if said else ""
+        )
         aliases = "".join(f"  ◀ {alias}" for alias in link.aliases)
         reward = f", held-out {interval(version.metrics['reward'])}" if "reward" in version.metrics else ""
         gone = f"  (deleted {version.deleted[:10]})" if version.deleted else ""

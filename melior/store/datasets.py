@@ -22,7 +22,8 @@ from typing import IO, Any
 from sqlalchemy import Connection
 
 from melior.data.formats import FORMATS, Example, ExampleStream, Problem, fingerprint, format_named
-from melior.data.writers import Written, write_examples
+from melior.data.readers.sources import suffix_of
+from melior.data.writers import WRITERS, Written, write_examples
 from melior.durable import durable_file
 from melior.errors import ConfigError, DataError
 from melior.store.exports import HOLDS, ORIGIN, LeftOut, Made, Wanted, rows_of
@@ -90,6 +91,8 @@ def export(
         DataError: if no row is left, with what was left out.
         StoreError: if the version is unknown.
     """
+    if suffix_of(Path(name or path.name)) not in WRITERS:
+        raise ConfigError(f"{name or path.name} ends with none of {', '.join(WRITERS)}, the kinds of files to write")
     if format is not None:
         _check_format(wanted, format)
     path.parent.mkdir(parents=True, exist_ok=True)

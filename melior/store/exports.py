@@ -71,7 +71,7 @@ class Wanted:
         if self.kind not in get_args(Export):
             raise ConfigError(f"{self.kind!r} cannot be exported; kinds are {', '.join(get_args(Export))}")
         if self.kind == "ratings" and not self.metric:
-            raise ConfigError("ratings are of one metric; name it")
+            raise ConfigError("ratings are of one metric, such as helpful; name it: metric")
         for name in ("since", "until"):
             object.__setattr__(self, name, _moment(name, getattr(self, name)))
         share = self.most_per_source

@@ -180,7 +180,7 @@ def test_an_empty_export_says_what_was_left_out_and_leaves_no_file(store: Store,
     ("asked", "told"),
     [
         ({"kind": "rows"}, "kinds are demonstrations"),
-        ({"kind": "ratings"}, "of one metric; name it"),
+        ({"kind": "ratings"}, "of one metric, such as helpful"),
         ({"kind": "tasks", "metric": "good"}, "metric says nothing of tasks"),
         ({"kind": "decisions", "silent": 0.0}, "name the metric too"),
         ({"kind": "preferences", "since": "yesterday"}, "ISO 8601 time such as 2026-11-21"),
