@@ -82,18 +82,23 @@ def pixels(image: Image, channels: int = 0) -> NDArray[np.uint8]:  # [height, wi
         if mode is None:
             raise DataError(f"a picture of {array.shape[2]} channels cannot be made one of {channels}")
         grey = array[:, :, 0] if mode == "L" else array
-        return _array(load_pillow().fromarray(np.ascontiguousarray(grey), mode), channels)
+        return array_of(load_pillow().fromarray(np.ascontiguousarray(grey), mode), channels)
     try:
         content = Path(image.path).read_bytes()
         if image.sha256 and hashlib.sha256(content).hexdigest() != image.sha256:
             raise DataError(f"{image.path} is another picture than when the rows were read; read them again")
         with load_pillow().open(io.BytesIO(content)) as opened:
-            return _array(opened, channels)
+            return array_of(opened, channels)
     except REFUSED as error:
         raise DataError(f"{image.path} cannot be decoded ({_told(error)}); save it again, or leave it out") from error
 
 
-def _array(opened: Any, channels: int) -> NDArray[np.uint8]:
+def array_of(opened: Any, channels: int = 0) -> NDArray[np.uint8]:  # [height, width, channels]
+    """The pixels of a picture that Pillow has opened, upright; see `pixels`.
+
+    Raises:
+        DataError: if it has more than 8 bits a pixel.
+    """
     wanted = channels or (1 if opened.mode in ("1", "L", "I", "I;16", "F", "LA") else 3)
     if opened.mode in ("I", "I;16", "F"):  # Pillow would cut off what is above 255
         raise DataError(f"a picture of mode {opened.mode} has more than 8 bits a pixel; save it with 8")

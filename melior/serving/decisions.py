@@ -4,7 +4,8 @@
     → {"decision_id", "output", "log_prob", "propensities", "policy_version"}
 
 By default chance decides, so that what is logged says how probable it was; with `"temperature": 0` the best is served,
-and nobody can learn from it what the others would have earned.
+and nobody can learn from it what the others would have earned. A classifier of pictures is sent
+`{"image": "data:image/png;base64,…"}`; the log names the file that is kept of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from melior.data.formats import as_json
 from melior.serving.feedback import Id
 from melior.serving.models import version_of
+from melior.serving.pictures import is_picture, keep, received
 from melior.serving.problems import Problem
 from melior.serving.security import needs
 from melior.serving.service import Service
@@ -55,14 +57,14 @@ def decide(request: Request, asked: Asked) -> dict[str, Any]:
         raise Problem(400, f"temperature 0 is one decision, and n asks for {asked.n}", param="n")
     version = version_of(service, asked.model)
     decider = service.deciders.of(version)
-    inputs = decider.read(asked.input, asked.candidates)
+    sent = received(asked.input["image"]) if is_picture(asked.input) else None
+    inputs = decider.read(asked.input if sent is None else {"image": sent.image}, asked.candidates)
     seed = secrets.randbits(31) if asked.seed is None else asked.seed & 0x7FFFFFFF
     how = Sampling(n=asked.n, temperature=asked.temperature, seed=seed)
     with decider.lock:
         records = decider.policy.sample([inputs], how)
-    records = [
-        replace(record, inputs=as_json(inputs), item=asked.item, policy_version=version.id) for record in records
-    ]
+    logged = as_json(inputs) if sent is None else {"image": str(keep(service.pictures, sent))}
+    records = [replace(record, inputs=logged, item=asked.item, policy_version=version.id) for record in records]
     ids = [new_id("dec") for _ in records]
     alias = asked.model.partition("@")[2] or None
     chances = [propensities(record) for record in records]

@@ -18,7 +18,7 @@ from melior.serving.security import Limits
 from melior.serving.writer import Writer
 from melior.store import Store
 
-FILES, JOBS = "files", "jobs"  # folders within the data folder
+FILES, JOBS, PICTURES = "files", "jobs", "pictures"  # folders within the data folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Service:
 
     settings: Settings
     store: Store
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: Metrics = field(init=False)
     draining: threading.Event = field(default_factory=threading.Event)  # set: answer what is asked, take nothing new
     writer: Writer = field(init=False)  # of feedback
     worker: threading.Thread | None = None
@@ -52,6 +52,7 @@ class Service:
     aliases: Aliases = field(init=False)  # which version each means here
 
     def __post_init__(self) -> None:
+        self.metrics = Metrics(self.store)
         self.courier = Courier(self.store)
         self.writer = Writer(self.store)
         self.bases = Bases(self.store, self.settings.models)
@@ -86,3 +87,8 @@ class Service:
     def jobs(self) -> Path:
         """Where jobs have their folders, each under its id."""
         return self.settings.data / JOBS
+
+    @property
+    def pictures(self) -> Path:
+        """Where pictures that were decided on are kept, each under the sha256 of its bytes."""
+        return self.settings.data / PICTURES
