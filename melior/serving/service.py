@@ -41,7 +41,7 @@ class Service:
 
     settings: Settings
     store: Store
-    metrics: Metrics = field(init=False)
+    metrics: Metrics = field(default_factory=Metrics)
     draining: threading.Event = field(default_factory=threading.Event)  # set: answer what is asked, take nothing new
     writer: Writer = field(init=False)  # of feedback
     worker: threading.Thread | None = None
@@ -52,7 +52,6 @@ class Service:
     aliases: Aliases = field(init=False)  # which version each means here
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.store)
         self.courier = Courier(self.store)
         self.writer = Writer(self.store)
         self.bases = Bases(self.store, self.settings.models)
