@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +28,7 @@ from melior.errors import (
 
 KINDS: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 AWAY: Mapping[int, str] = {503: "database_unavailable", 507: "insufficient_storage"}
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a person's share of it, or a file
 AGAIN_S = 5  # when to come again, where the database could not
 CODES: Mapping[int, str] = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed"}
 
@@ -76,6 +79,14 @@ def problem_of(error: MeliorError) -> Problem:
     return Problem(400, str(error))
 
 
+def no_room(error: BaseException | None) -> Problem | None:
+    """What a client is told where what it sent found no room here; None of other errors."""
+    if not isinstance(error, OSError) or error.errno not in NO_ROOM:
+        return None
+    told = f"this server has no room for what came ({os.strerror(error.errno)}); try again when there is some"
+    return Problem(507, told, code=AWAY[507], retry=True, headers={"retry-after": str(AGAIN_S)})
+
+
 def tell_problems(app: FastAPI) -> None:
     """Makes the app answer every error in this form; what nobody foresaw is the guard's to tell."""
 
@@ -95,6 +106,8 @@ def tell_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def refused(request: Request, error: HTTPException) -> JSONResponse:
+        if (full := no_room(error.__cause__)) is not None:  # for a body, while it was taken in
+            return full.answer()
         told = f"{request.method} {request.url.path} is not served here" if error.status_code in (404, 405) else ""
         allowed = {"allow": ", ".join(_methods(app, request.url.path))} if error.status_code == 405 else {}
         return Problem(error.status_code, told or str(error.detail), headers=allowed).answer()

@@ -8,10 +8,8 @@ What happens otherwise: CVE-2025-62593, DNS rebinding against a server on localh
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
-import os
 import secrets
 import threading
 import time
@@ -27,7 +25,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
 
 from melior.errors import ConfigError
-from melior.serving.problems import AWAY, Problem
+from melior.serving.problems import Problem, no_room
 from melior.store import Store
 from melior.store.rows import Key
 
@@ -36,7 +34,6 @@ SCOPES: tuple[Scope, ...] = ("infer", "feedback", "read", "train", "admin")
 OPEN = ("/healthz", "/readyz")  # what needs no token: whether the server lives, and whether it takes requests
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KNOWN_S = 5.0  # a key that was looked up is believed so long; a revoked one is refused after it
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a person's share of it, or a file
 AGAIN_S = 1  # when to come again, where too much is being answered
 MOST_KNOWN = 1_000  # keys, and clients with a rate, that are remembered
 FIRST_TOKEN = "melior-first"  # the name of the key that is made where there is none
@@ -94,6 +91,7 @@ def needs(scope: Scope) -> Callable[[Request], Awaitable[Key]]:
 
     async def check(request: Request) -> Key:  # async: it has nothing to wait for, and a thread would cost more
         key: Key = request.scope["melior.key"]
+        request.scope["melior.scope"] = scope
         if scope not in key.scopes and "admin" not in key.scopes:
             raise Problem(403, f"this key may {', '.join(key.scopes) or 'nothing'}, and this needs {scope}")
         return key
@@ -169,7 +167,8 @@ class Guard:
         except Exception as error:
             log.exception("%s %s (%s) failed", scope["method"], scope["path"], name)
             if not started:
-                await _unforeseen(error, name).answer()(scope, receive, sending)
+                told = f"something went wrong here; the server's log says what, at {name}"
+                await (no_room(error) or Problem(500, told)).answer()(scope, receive, sending)
 
     @contextmanager
     def _one_more(self, scope: Any) -> Iterator[None]:
@@ -258,14 +257,6 @@ class _Body:
     def check(self) -> None:
         if self.left < 0:
             raise Problem(413, f"the body is longer than the {self.most:,} bytes this path takes")
-
-
-def _unforeseen(error: Exception, name: str) -> Problem:
-    """What a client is told of an error that nothing else has told."""
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        told = f"this server has no room for what came ({os.strerror(error.errno or 0)}); try again when there is some"
-        return Problem(507, told, code=AWAY[507], retry=True)
-    return Problem(500, f"something went wrong here; the server's log says what, at {name}")
 
 
 def _remember(table: OrderedDict[str, Any], key: str, value: Any) -> None:
