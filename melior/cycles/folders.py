@@ -6,10 +6,13 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from melior.cycles.recipe import Recipe, difference, load_recipe
 from melior.durable import write_file
 from melior.errors import CheckpointError, TrainingError
+
+if TYPE_CHECKING:
+    from melior.cycles.recipe import Recipe
 
 
 def claim(folder: Path, recipe: Recipe) -> None:
@@ -18,6 +21,8 @@ def claim(folder: Path, recipe: Recipe) -> None:
     Raises:
         CheckpointError: naming the first setting that differs.
     """
+    from melior.cycles.recipe import difference, load_recipe  # brings torch, which not all who need a folder do
+
     path = folder / "recipe.yaml"
     if path.is_file():
         unlike = difference(load_recipe(path), recipe)

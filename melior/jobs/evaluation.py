@@ -18,14 +18,11 @@ from typing import Any
 
 from melior.cycles.folders import alone
 from melior.cycles.ledger import record_evaluation
-from melior.cycles.measures import open_pool
-from melior.cycles.models import Found, find_model
-from melior.cycles.sections import Grading
+from melior.cycles.models import Found, find_model, with_judges
 from melior.data.calls import calls_in, names_of
 from melior.durable import write_file
-from melior.errors import DataError, NotFound
+from melior.errors import DataError, GraderError, NotFound
 from melior.evaluation.criteria import Criterion, counts_by_criterion, counts_of, criteria_of, evaluation_of
-from melior.policies.kinds import load_policy
 from melior.rewards.base import failed
 from melior.rewards.workers import GraderPool
 from melior.store import Store
@@ -142,9 +139,7 @@ class _Run:
         self, job: Job, store: Store, asked: Asked, criteria: Sequence[Criterion], found: Found | None
     ) -> None:
         self.job, self.store, self.asked, self.criteria, self.found = job, store, asked, criteria, found
-        self.policy: Any = load_policy(found.path) if found is not None else None
-        if self.policy is not None and self.policy.kind != "language":
-            raise DataError(f"{asked.model} is a {self.policy.kind} policy, and evals ask language models")
+        self.policy: Any = _loaded(found) if found is not None else None
 
     def do(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Does what is not done yet."""
@@ -152,8 +147,7 @@ class _Run:
         ids = [output_id(self.job.id, number) for number in range(len(rows))]
         keys = keys_of([row["item"] for row in rows])
         with ExitStack() as stack:
-            grading = Grading(timeout_s=PATIENCE_S)
-            pools = [stack.enter_context(open_pool(dict(one.spec), grading, self.store)) for one in self.criteria]
+            pools = [stack.enter_context(self._pool(one)) for one in self.criteria]
             for start in range(0, len(rows), AT_ONCE):
                 part = [n for n in range(start, min(start + AT_ONCE, len(rows))) if ids[n] not in done]
                 if part:
@@ -161,6 +155,9 @@ class _Run:
                     records = [replace(record, group=keys[n]) for n, (record, _) in zip(part, made, strict=True)]
                     scores = self._grades(records, [error for _, error in made], pools)
                     self.store.add_outputs(self.job.id, [ids[n] for n in part], records, scores, fence=self.job.fence)
+
+    def _pool(self, one: Criterion) -> GraderPool:
+        return GraderPool(with_judges(one.spec, self.store), processes=1, timeout_s=PATIENCE_S)
 
     def _outputs(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Record, str]]:
         """Each row's output, and what went wrong where there is none."""
@@ -219,6 +216,20 @@ class _Run:
         return [list(row) for row in zip(*columns, strict=True)]
 
 
+def _loaded(found: Found) -> Any:
+    """The language model.
+
+    Raises:
+        DataError: if it is another kind of policy.
+    """
+    from melior.policies.kinds import load_policy  # brings torch, which outputs that are given do without
+
+    policy = load_policy(found.path)
+    if policy.kind != "language":
+        raise DataError(f"{found.path} is a {policy.kind} policy, and evals ask language models")
+    return policy
+
+
 def answered(record: Record) -> Any:
     """The output as graders and people see it: an assistant's message where it calls tools that were offered."""
     tools = record.inputs.get("tools") if isinstance(record.inputs, Mapping) else None
@@ -241,11 +252,15 @@ def _result(
 ) -> dict[str, Any]:
     """What the run came to; of a model, the registry's evaluation too."""
     outputs = store.graded(job.id)
-    sampling = Sampling(**asked.sampling)
+    counts = tally(outputs, criteria)
+    if counts["counts"]["errored"] == len(outputs):
+        first = next(error for output in outputs for error in output.errors.values())
+        raise GraderError(f"{len(outputs)} of {len(outputs)} outputs could not be graded, the first with: {first}")
+    sampling = Sampling(**{"max_tokens": LONGEST, **asked.sampling})
     evaluation = evaluation_of(
         [(output.key, output.values) for output in outputs], criteria, grader=asked.grader, sampling=sampling
     )
-    told: dict[str, Any] = {"run_id": job.id, **tally(outputs, criteria), "usage": usage_of(store, job, outputs)}
+    told: dict[str, Any] = {"run_id": job.id, **counts, "usage": usage_of(store, job, outputs)}
     if found is not None:
         whose = {"version_id": found.version.id} if found.version is not None else {"base_model": found.base_model}
         told["evaluation_id"] = record_evaluation(store, evaluation, dataset_id=dataset_id, **whose).id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from melior.errors import NotFound
@@ -11,7 +12,7 @@ from melior.jobs.evaluation import answered, row_number
 from melior.serving.service import Service
 from melior.serving.wire import seconds
 from melior.store.rows import Decision, Grade, Job
-from melior.types import Record
+from melior.types import Record, Score
 
 
 def told_items(service: Service, job: Job, criteria: Sequence[Criterion], ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -46,14 +47,21 @@ def _told(job: Job, criteria: Sequence[Criterion], decision: Decision, said: Seq
         "status": status_of(values, criteria),
         "datasource_item_id": row_number(decision.id),
         "datasource_item": dict(decision.record.item),
-        "results": [_result(one, scores) for one in criteria if one.name in scores],
+        "results": [_result(job, one, scores[one.name]) for one in criteria if one.name in scores],
         "sample": _sample(job, decision.record, next(iter(scores.values())).error if scores else ""),
     }
 
 
-def _result(one: Criterion, scores: Mapping[str, Any]) -> dict[str, Any]:
+def plain(job: Job, message: str) -> str:
+    """The message without our folders: clients know models by the names that they gave them."""
+    names = {**job.recipe["names"], f"{Path(job.folder).parent}/": ""}
+    for ours, theirs in names.items():
+        message = message.replace(ours, theirs)
+    return message
+
+
+def _result(job: Job, one: Criterion, score: Score) -> dict[str, Any]:
     """What a criterion said; where it failed there is no score, and `error` says why."""
-    score = scores[one.name]
     told = {name: found for name, found in (("reason", score.reason), ("parts", dict(score.parts))) if found}
     return {
         "name": one.name,
@@ -61,7 +69,7 @@ def _result(one: Criterion, scores: Mapping[str, Any]) -> dict[str, Any]:
         "score": score.value,
         "passed": one.passes(score.value),
         "sample": told or None,
-        **({"error": score.error} if score.error else {}),
+        **({"error": plain(job, score.error)} if score.error else {}),
     }
 
 

@@ -119,6 +119,18 @@ def rows_of(
     return found
 
 
+def check_finite(sent: Any, param: str) -> None:
+    """Nothing, if it is JSON: Python's reader takes NaN and infinities, and no client could read them back.
+
+    Raises:
+        Problem: if there is one in it.
+    """
+    try:
+        json.dumps(sent, allow_nan=False)
+    except ValueError as error:
+        raise Problem(400, f"this is not JSON: {error}", param=param) from error
+
+
 def check_inputs(inputs: Messages | Reference, schema: Mapping[str, Any]) -> None:
     """Nothing, if items can have what the messages name.
 

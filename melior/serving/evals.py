@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from melior.errors import GraderError
 from melior.evaluation.criteria import criteria_of
-from melior.serving.eval_rows import Metadata
+from melior.serving.eval_rows import Metadata, check_finite
 from melior.serving.eval_schema import OPEN, check_template, checked_schema, templates_of, told_schema
 from melior.serving.feedback import Id
 from melior.serving.graders import from_client
@@ -77,6 +77,8 @@ def create(request: Request, asked: Create) -> dict[str, Any]:
     """An eval, without a run."""
     service: Service = request.app.state.service
     config = asked.data_source_config.model_dump(exclude_none=True)
+    check_finite(config, "data_source_config")
+    check_finite(asked.testing_criteria, "testing_criteria")
     checked_schema(item_schema(config), "data_source_config.item_schema")
     checked_criteria(service, asked.testing_criteria, item_schema(config), has_samples(config))
     kept = {"data_source_config": config, "testing_criteria": asked.testing_criteria}

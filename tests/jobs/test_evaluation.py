@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ from melior.jobs.evaluation import AT_ONCE, keys_of, output_id, row_number
 from melior.jobs.worker import Worker
 from melior.registry import Registry
 from melior.store import Store
+from melior.store.jobs import ATTEMPTS
 from melior.store.rows import Job
 
 LONG = {"type": "python", "name": "long", "pass_threshold": 3}
@@ -125,7 +127,7 @@ def test_what_a_run_came_to_stands_in_the_log_and_in_the_registry(
 def test_a_run_that_is_killed_goes_on_to_the_same_outputs(
     store: Store, worker: Worker, tmp_path: Path, version: str
 ) -> None:
-    rows = asked(3 * AT_ONCE)
+    rows = asked(2 * AT_ONCE + 10)
     whole = do(worker, store, run_of(store, tmp_path, rows, version, SAME, LONG))
     killed = run_of(store, tmp_path, rows, version, SAME, LONG)
     held = store.claim("here", 30, job_id=killed.id)
@@ -147,6 +149,34 @@ def test_a_run_that_is_killed_goes_on_to_the_same_outputs(
     same = ("counts", "criteria", "usage")
     assert [done.result[name] for name in same] == [whole.result[name] for name in same]
     assert len(store.scores()) == 2 * 2 * len(rows), "nothing is graded twice"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_kills_at_random_moments_change_nothing(
+    store: Store, worker: Worker, tmp_path: Path, version: str, seed: int
+) -> None:
+    """Each run loses as many processes as a run may: while they load, sample, grade or write."""
+    moments = random.Random(seed)
+    rows = asked(5 * AT_ONCE)
+    whole = do(worker, store, run_of(store, tmp_path, rows, version, SAME, LONG))
+    killed = run_of(store, tmp_path, rows, version, SAME, LONG)
+    for begun in sorted(moments.sample(range(0, len(rows), AT_ONCE), ATTEMPTS - 1)):
+        held = store.claim("here", 30, job_id=killed.id)
+        assert held is not None
+        thread = threading.Thread(target=worker.do, args=(held,))
+        thread.start()
+        while len(store.graded(killed.id)) < begun:
+            assert thread.is_alive()
+            time.sleep(0.02)
+        time.sleep(moments.random())
+        for process in trainers(killed):
+            os.kill(process, signal.SIGKILL)
+        thread.join()
+    assert store.job(killed.id).attempts == ATTEMPTS - 1
+    done = do(worker, store, killed)
+    assert done.status == "succeeded", done.error
+    assert came_to(store, done) == came_to(store, whole) and len(store.scores()) == 2 * 2 * len(rows)
 
 
 def test_outputs_that_are_given_are_graded_as_they_are(store: Store, worker: Worker, tmp_path: Path) -> None:
@@ -183,7 +213,10 @@ def test_where_nothing_can_be_graded_the_run_fails_and_keeps_what_it_saw(
     missing = {**SAME, "reference": "{{item.nothing}}"}
     job = do(worker, store, run_of(store, tmp_path, [{"item": {"n": 1}, "output": "a"}], None, missing))
     assert job.status == "failed" and job.error is not None and job.error["code"] == "evaluation_failed"
-    assert "0 of 1 outputs could be graded" in job.error["message"] and len(store.graded(job.id)) == 1
+    told = job.error["message"]
+    assert (
+        "1 of 1 outputs could not be graded" in told and "stops at 'nothing'" in told and len(store.graded(job.id)) == 1
+    )
     assert store.run(job.id).status == "failed"
 
 
