@@ -30,6 +30,9 @@ def serve(
     reward: list[str] = typer.Option(
         [], "--reward", help="NAME=FUNCTION: what graders of type lambda may name; a file, module:name, URL or ARN."
     ),
+    judge: list[str] = typer.Option(
+        [], "--judge", help="NAME=URL,MODEL[,KEY_ENV]: a judge behind an OpenAI-compatible endpoint."
+    ),
     model: list[str] = typer.Option(
         [], "--model", help="A base model to answer with: a folder, NAME=FOLDER, or what was pulled; may be repeated."
     ),
@@ -42,6 +45,7 @@ def serve(
     \b
     melior serve
     melior serve --model ~/models/my-model --model other=/srv/models/b
+    melior serve --judge careful=https://judges.example/v1,judge-large,JUDGE_KEY
     MELIOR_TOKEN=… melior serve --host 0.0.0.0 --port 8000 --allow-host models.example --database postgresql://…
     curl -H "Authorization: Bearer $MELIOR_TOKEN" http://127.0.0.1:8000/v1/models
     """
@@ -71,6 +75,7 @@ def serve(
             hosts=frozenset(name.lower() for name in (*allow_host, *([] if host == "0.0.0.0" else [host]))),
             origins=frozenset(allow_origin),
             rewards=dict(reward_function(one) for one in reward),
+            judges=dict(named_judge(one) for one in judge),
             models=named_models(model),
             work=work,
         )
@@ -124,6 +129,29 @@ def reward_function(told: str) -> tuple[str, str]:
             raise ConfigError(f"--reward {name}: there is no file {place}")
         return name, f"{place}{handler}"
     return name, function
+
+
+def named_judge(told: str) -> tuple[str, dict[str, str]]:
+    """NAME=URL,MODEL[,KEY_ENV] as a name and a judge's model.
+
+    Raises:
+        ConfigError: if it is not of this form, or could not be asked.
+    """
+    from melior.errors import GraderError
+    from melior.rewards.remote import remote_model
+
+    name, _, rest = told.partition("=")
+    parts = [part.strip() for part in rest.split(",")]
+    if not name.strip() or not 2 <= len(parts) <= 3 or not all(parts):
+        raise ConfigError(
+            f"--judge {told!r} is not NAME=URL,MODEL[,KEY_ENV], such as careful=https://judges.example/v1,large,JUDGE_KEY"
+        )
+    made = dict(zip(("endpoint", "model", "key_env"), parts, strict=False))
+    try:
+        remote_model(made, f"--judge {name}").open(name)
+    except GraderError as error:
+        raise ConfigError(f"--judge {name}: {error}") from None
+    return name.strip(), made
 
 
 @keys.command("list")

@@ -17,6 +17,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from melior.cycles.hyperparameters import METHODS, sections_of
+from melior.cycles.judges import check_judges
 from melior.cycles.recipe import recipe_of
 from melior.durable import write_file
 from melior.errors import ConfigError, NotFound, StoreError
@@ -184,8 +185,11 @@ def _recipe(service: Service, asked: Asked, folder: Path) -> dict[str, Any]:
     grader = (how.get(kind) or {}).get("grader")
     if grader is not None:
         raw["grader"] = from_client(service, grader, f"method.{kind}.grader")
+        raw["judge"] = {"require": "not_refused"}  # the dialect has no word for it; who runs melior may try a judge
     try:
-        return recipe_of(raw).to_dict()
+        recipe = recipe_of(raw)
+        check_judges(recipe, service.store)
+        return recipe.to_dict()
     except ConfigError as error:
         raise Problem(400, str(error), param="method") from error
 

@@ -1,8 +1,9 @@
 """/v1/fine_tuning/alpha/graders: what a grader says of one output, before anything is trained on it
 
 A grader that comes over HTTP is a stranger's: it may compute, ask models of our registry, run Python in the sandbox,
-and use the reward functions that the operator gave names (`melior serve --reward NAME=FUNCTION`). It may not name
-files or functions of this machine, nor addresses that we would call for it.
+and use the reward functions and the judges elsewhere that the operator gave names (`melior serve --reward
+NAME=FUNCTION --judge NAME=URL,MODEL`). It may not name files or functions of this machine, nor addresses that we would
+call for it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from melior.serving.security import needs
 from melior.serving.service import Service
 
 PLAIN = ("string_check", "text_similarity", "python", "events", "cost_matrix", "reasoning_gym")
-JUDGES = ("score_model", "label_model", "learned")  # ask a model, which must be one of the registry's
+JUDGES = ("score_model", "label_model", "pair_model", "learned")  # ask a model of the registry, or one with a name here
 PATIENCE_S = 120.0  # for one output, as OpenAI has it
 
 router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["graders"])
@@ -73,6 +74,8 @@ def from_client(service: Service, grader: Any, param: str = "grader") -> dict[st
         parts = made["graders"]
         parts = {str(parts.get("name", parts["type"])): parts} if isinstance(parts.get("type"), str) else parts
         made["graders"] = {name: from_client(service, part, f"{param}.graders.{name}") for name, part in parts.items()}
+    elif kind in JUDGES and kind != "learned" and str(made.get("model")) in service.settings.judges:
+        made["model"] = dict(service.settings.judges[str(made["model"])])
     elif kind in JUDGES:
         try:
             made["model"] = version_of(service, str(made.get("model"))).folder

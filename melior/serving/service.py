@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from melior.jobs.worker import Worker
 from melior.serving.aliases import Aliases
@@ -31,6 +32,7 @@ class Settings:
     origins: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
     rewards: Mapping[str, str] = field(default_factory=dict)  # what clients call a reward function → the function
+    judges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what clients call a judge → its endpoint
     models: Mapping[str, Path] = field(default_factory=dict)  # base models that the operator names → their folders
     work: bool = True  # whether jobs are done here too; other workers may share the database
 
