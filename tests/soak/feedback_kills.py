@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from load import Connection
+from models import EPISODE
 from served import Served
 
 from melior.store import Store
@@ -30,6 +31,7 @@ from melior.types import Record
 AGAIN = 0.3  # of acknowledged events are sent once more
 TWISTED = 0.01  # are sent once more with another body
 DECISIONS = 50  # that feedback is about, beside an episode
+COME_AGAIN = ("lost", "refused", "503", "429")
 PAUSE_S = 0.2  # before a client tries a server that did not answer
 ANSWER_S = 20.0  # a client waits so long for an answer before it sends the event again
 
@@ -72,7 +74,7 @@ class Clients:
 
     def event(self, number: int) -> tuple[str, dict[str, Any]]:
         """The key and the body of an event: the same whenever it is sent."""
-        about = {"decision_id": self.decisions[number % len(self.decisions)]} if number % 2 else {"episode_id": "soak"}
+        about = {"decision_id": self.decisions[number % len(self.decisions)]} if number % 2 else {"episode_id": EPISODE}
         return f"event-{number}", {"metric_name": "soak", "value": number, **about, "comment": f"event {number}"}
 
     @property
@@ -87,7 +89,7 @@ class Clients:
             key, body = self.event(next(self.numbers))
             self.seen.sent.add(key)
             while (status := await self._send(connection, key, body)) != "200" and self.going:
-                if status not in ("lost", "503", "429"):
+                if status not in COME_AGAIN:
                     self.seen.wrong.append(f"{key} was answered with {status}")
                     break
                 await asyncio.sleep(PAUSE_S)
@@ -96,11 +98,11 @@ class Clients:
             self.seen.acknowledged.add(key)
             if chance.random() < AGAIN:
                 again = await self._send(connection, key, body)
-                if again not in ("200", "lost", "503", "429"):
+                if again not in ("200", *COME_AGAIN):
                     self.seen.wrong.append(f"{key}, sent again, was answered with {again}")
             if chance.random() < TWISTED:
                 twisted = await self._send(connection, key, {**body, "value": -1})
-                if twisted not in ("409", "lost", "503", "429"):
+                if twisted not in ("409", *COME_AGAIN):
                     self.seen.wrong.append(f"{key} with another body was answered with {twisted}")
         connection.close()
 
@@ -134,7 +136,8 @@ def soak(plan: Plan, folder: Path, database: str = "") -> dict[str, Any]:
     """What happened, and `faults`, which must be empty."""
     database = database or f"sqlite:///{folder / 'melior.db'}"
     with Store.open(database) as store:
-        decisions = store.add_records([Record(inputs=f"q{n}", output="a") for n in range(DECISIONS)])
+        records = [Record(inputs=f"q{n}", output="a") for n in range(DECISIONS)]
+        decisions = store.add_records(records, episode_id=EPISODE)
     began = time.monotonic()
     with Served(folder, database) as served:
         clients = Clients(served, plan, decisions)
@@ -142,7 +145,7 @@ def soak(plan: Plan, folder: Path, database: str = "") -> dict[str, Any]:
         served.stop()
     seconds, seen = time.monotonic() - began, clients.seen
     with Store.open(database) as store:
-        kept = [row for row in store.feedback(metric="soak") if row.decision_id in decisions or row.episode_id]
+        kept = store.feedback(metric="soak")
     stored, values = {row.id for row in kept}, Counter(row.value for row in kept)
     faults = list(seen.wrong[:10])
     if lost := seen.acknowledged - stored:

@@ -143,14 +143,20 @@ class Connection:
     streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, path: str, body: object, *, key: str = "", timeout_s: float = PATIENCE_S) -> tuple[str, bytes]:
-        """Status and content; "lost" where no answer came."""
+        """Status and content; "lost" or "refused" where no answer came."""
         place = urlsplit(self.url).netloc
         request = request_bytes(place, path, json.dumps(body).encode(), self.token, key)
         status, _, content = await self.exchange(request, timeout_s)
         return status, content
 
     async def exchange(self, request: bytes, timeout_s: float) -> tuple[str, bytes, bytes]:
-        """Status, head and content of one answer; "lost" where none came."""
+        """Status, head and content of one answer; "lost" where none came, "refused" where nobody took the request."""
+        try:
+            if self.streams is None:
+                place = urlsplit(self.url)
+                self.streams = await asyncio.open_connection(place.hostname, place.port)
+        except OSError:
+            return "refused", b"", b""
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._exchange(request)
@@ -159,9 +165,7 @@ class Connection:
             return "lost", b"", b""
 
     async def _exchange(self, request: bytes) -> tuple[str, bytes, bytes]:
-        if self.streams is None:
-            place = urlsplit(self.url)
-            self.streams = await asyncio.open_connection(place.hostname, place.port)
+        assert self.streams is not None
         reader, writer = self.streams
         writer.write(request)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
