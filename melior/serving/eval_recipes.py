@@ -179,7 +179,8 @@ def _judges(asked: Any, ours: Any) -> Iterator[tuple[str, str]]:
     """What clients call each judge, by what we call it."""
     for sent, made in zip(asked, ours, strict=True):
         if isinstance(sent.get("model"), str):
-            yield str(made["model"]), sent["model"]
+            ours = made["model"]  # a folder, or the settings of an endpoint that the operator named
+            yield str(ours["model"] if isinstance(ours, Mapping) else ours), sent["model"]
         parts = sent.get("graders")
         if isinstance(parts, Mapping) and isinstance(made.get("graders"), Mapping):
             alone = isinstance(parts.get("type"), str)

@@ -37,6 +37,14 @@ LONG: Any = {
     "source": "def grade(sample, item):\n    return len(sample['output_text'])",
     "pass_threshold": 6,
 }
+KIND: Any = {
+    "type": "label_model",
+    "name": "kind",
+    "model": "judge",
+    "input": [{"role": "user", "content": "Is this kind? {{sample.output_text}}"}],
+    "labels": ["kind", "rude"],
+    "passing_labels": ["kind"],
+}
 LIKE: Any = {
     "type": "text_similarity",
     "name": "alike",
@@ -68,8 +76,9 @@ def working(live: Callable[..., Live], folder_of: Callable[..., Path]) -> Live:
     """A server with a tiny model called tiny@prod, whose jobs are done when a test says so."""
     made = live(work=False)
     registry = Registry(made.service.store)
-    version = registry.register("tiny", folder_of("llama", "chatml"), method="none", base_model="tiny")
-    registry.promote(version.id, force=True, reason="the only one")
+    for name in ("tiny", "judge"):
+        version = registry.register(name, folder_of("llama", "chatml"), method="none", base_model="tiny")
+        registry.promote(version.id, force=True, reason="the only one")
     return made
 
 
@@ -171,7 +180,7 @@ def test_what_no_eval_can_be(client: OpenAI, change: dict[str, Any], param: str,
 
 
 def test_a_model_is_asked_and_graded(working: Live, client: OpenAI) -> None:
-    made = created(client, HAS, {**LONG, "pass_threshold": 1})
+    made = created(client, HAS, {**LONG, "pass_threshold": 1}, KIND)
     run = client.evals.runs.create(made.id, name="first", data_source=asking(rows(6)), metadata={"try": "1"})
     assert (run.status, run.object, run.model, run.name) == ("queued", "eval.run", "tiny@prod", "first")
     assert run.result_counts.total == 0 and run.error is None and run.report_url.endswith(f"{made.id}/runs/{run.id}")
@@ -183,10 +192,11 @@ def test_a_model_is_asked_and_graded(working: Live, client: OpenAI) -> None:
     assert done.status == "completed", done.error
     counts = done.result_counts
     assert counts.total == 6 and counts.passed + counts.failed == 6 and counts.errored == 0
-    assert [one.testing_criteria for one in done.per_testing_criteria_results] == ["has the word", "long"]
+    assert [one.testing_criteria for one in done.per_testing_criteria_results] == ["has the word", "long", "kind"]
     assert done.data_source.to_dict()["source"]["content"] == rows(6)  # type: ignore[union-attr]
-    (usage,) = done.per_model_usage
+    usage, judged = done.per_model_usage
     assert usage.run_model_name == "tiny@prod" and usage.invocation_count == 6
+    assert judged.run_model_name == "judge" and judged.invocation_count == 6 and judged.prompt_tokens > 0
     items = [*client.evals.runs.output_items.list(run.id, eval_id=made.id, limit=4)]
     assert [one.datasource_item_id for one in items] == list(range(6)), "pages follow each other"
     assert sum(one.sample.usage.completion_tokens for one in items) == usage.completion_tokens
@@ -197,7 +207,10 @@ def test_a_model_is_asked_and_graded(working: Live, client: OpenAI) -> None:
         ("user", "say 0 cat"),
     ]
     answer = first.sample.output[0].content or ""
-    assert [each.score for each in first.results] == [float("cat" in answer.lower()), float(len(answer))]
+    has, long, kind = first.results
+    assert [has.score, long.score] == [float("cat" in answer.lower()), float(len(answer))]
+    label = str((kind.sample or {})["reason"]).split()[0]
+    assert (kind.score, kind.passed) == (float(label == "kind"), label == "kind") and label in KIND["labels"]
     again = client.evals.runs.output_items.retrieve(first.id, eval_id=made.id, run_id=run.id)
     assert again.to_dict() == first.to_dict()
     passed = [*client.evals.runs.output_items.list(run.id, eval_id=made.id, status="pass")]
