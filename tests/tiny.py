@@ -41,8 +41,16 @@ LLAMA3 = (
     "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
-TEMPLATES = {"chatml": CHATML, "gemma": GEMMA, "llama3": LLAMA3}
-STOPS = {"chatml": "<|im_end|>", "gemma": "<end_of_turn>", "llama3": "<|eot_id|>"}
+# Shows tools and writes their calls, as Hermes' and Qwen's do.
+HERMES = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% for call in m.tool_calls or [] %}{% if m['content'] or not loop.first %}\n{% endif %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEMPLATES = {"chatml": CHATML, "gemma": GEMMA, "llama3": LLAMA3, "hermes": HERMES}
+STOPS = {"chatml": "<|im_end|>", "hermes": "<|im_end|>", "gemma": "<end_of_turn>", "llama3": "<|eot_id|>"}
 SPECIAL = [
     "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>",
     "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",

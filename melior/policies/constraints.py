@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from melior.data.calls import Form
-from melior.errors import ConfigError, DataError
+from melior.errors import ConfigError
 from melior.types import Sampling
 
 # Between the parts of a JSON text: nothing, a space, or a new line and its indentation. Bounded, since a model that
@@ -110,7 +110,7 @@ class Grammars:
             self.tokens = from_tokenizer(tokenizer, n_vocab=size, eos_token=stop_id)
         except ValueError as error:
             raise ConfigError(f"outputs of this model cannot be held to a grammar: {error}") from error
-        self.size, self.stop_id = size, stop_id
+        self.size, self.stop_id, self.known = size, stop_id, len(tokenizer)
         self.compiled: OrderedDict[str, Any] = OrderedDict()
         self.lock = threading.Lock()
 
@@ -145,8 +145,8 @@ class Grammars:
             return Follower(self.compiled[grammar].deep_copy(), self)
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes that a token stands for, which may be a part of a character."""
-        return bytes(self.tokens.decode_bytes([token]))
+        """The bytes that a token stands for, which may be a part of a character; none where nobody knows it."""
+        return bytes(self.tokens.decode_bytes([token])) if token < self.known else b""
 
 
 class Follower:
@@ -172,6 +172,17 @@ class Follower:
         return bool(self.matcher.is_stopped() and self.matcher.is_accepting())
 
 
+def check_biases(settings: Sampling, size: int) -> None:
+    """Nothing, if every biased token is one of so many.
+
+    Raises:
+        ConfigError: naming one that is not.
+    """
+    for token, _ in settings.logit_bias:
+        if not 0 <= token < size:
+            raise ConfigError(f"logit_bias names the token {token}, and this model has {size}, from 0 on")
+
+
 def shaped(
     logits: Tensor,  # [V]
     settings: Sampling,
@@ -185,8 +196,6 @@ def shaped(
     logits = logits.clone()
     if settings.logit_bias:
         tokens, biases = zip(*settings.logit_bias, strict=True)
-        if (most := max(tokens)) >= len(logits) or min(tokens) < 0:
-            raise DataError(f"logit_bias names the token {most}, and this model has {len(logits)} tokens, from 0 on")
         logits.index_add_(0, torch.tensor(tokens, device=logits.device), logits.new_tensor(biases))
     if decided and (settings.frequency_penalty or settings.presence_penalty):
         before, counts = torch.tensor(decided, device=logits.device).unique(return_counts=True)

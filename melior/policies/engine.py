@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from melior.policies.choices import Choices, Question, weigh
-from melior.policies.constraints import Follower, Grammars, shaped
+from melior.policies.constraints import Follower, Grammars, check_biases, shaped
 from melior.policies.decoding import CachedDecoder, RecomputingDecoder
 from melior.policies.search import best_choices
 from melior.types import Finish, Sampling
@@ -118,9 +118,10 @@ class Engine:
         """Queues a request.
 
         Raises:
-            ConfigError: if its constraint cannot be followed.
+            ConfigError: if its constraint cannot be followed, or it biases a token that there is not.
         """
         self.follow(request.settings)
+        check_biases(request.settings, len(self.backbone.head.weight))
         (self.waiting if request.choices is None else self.choosing).append(request)
 
     @torch.no_grad()

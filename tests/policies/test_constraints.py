@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from melior.errors import ConfigError, DataError, MissingLogProbs
+from melior.errors import ConfigError, MissingLogProbs
 from melior.policies.constraints import ANY_OBJECT, Grammars, json_grammar, shaped
 from melior.policies.engine import Request, Sample
 from melior.policies.language import LanguagePolicy
@@ -227,7 +227,7 @@ def test_biases_and_penalties_are_what_they_are_said_to_be(shared_policy: Shared
             assert log_prob == pytest.approx(wanted, abs=1e-7)
     (banned,) = run(policy, Sampling(n=50, max_tokens=9, logit_bias=[[20, -100], [21, 100]]))  # type: ignore[arg-type]
     assert {token for sample in banned for token in sample.decisions} == {21}
-    with pytest.raises(DataError, match="99999"):
+    with pytest.raises(ConfigError, match="99999"):
         run(policy, Sampling(logit_bias=((99999, 1.0),)))
 
 
