@@ -83,6 +83,9 @@ def serve(
         say(f"database  {store.database.engine.url.render_as_string()}")
         say(f"data      {settings.data}")
         service = Service(settings, store)
+        for name, folder in settings.models.items():
+            service.bases.of(name)  # what cannot be read is told now, and not to a client
+            say(f"model     {name}  ({folder})")
         serve_until_stopped(create_app(service), service, host, port)
 
 
