@@ -12,6 +12,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from melior.serving import (
     chat,
     checkpoints,
+    datasets,
     decisions,
     eval_compare,
     eval_runs,
@@ -32,6 +33,7 @@ from melior.serving.service import Service
 SERVED = (
     chat,
     checkpoints,
+    datasets,
     decisions,
     eval_compare,
     eval_runs,

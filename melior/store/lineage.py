@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, FromClause, Select, and_, func, select
@@ -219,8 +220,11 @@ def _facts(connection: Connection, wanted: Mapping[str, Sequence[str]]) -> dict[
 
 def _of_decision(row: Decision) -> dict[str, Any]:
     record = row.record
+    inputs = record.inputs
+    if isinstance(inputs, Mapping) and inputs.keys() == {"image"} and isinstance(inputs["image"], str):
+        inputs = {"image": PurePath(inputs["image"]).name}
     about = {"alias": row.alias, "episode_id": row.episode_id, "policy_version": record.policy_version}
-    return {"inputs": record.inputs, "output": record.output, **about}
+    return {"inputs": inputs, "output": record.output, **about}
 
 
 def _of_feedback(row: Feedback) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from melior.errors import StoreError
 from melior.store import schema
-from melior.store.query import CHUNK, Rows, add, add_row, fetch, find, new_id, now, one_of
+from melior.store.query import CHUNK, Order, Page, Rows, add, add_row, fetch, find, new_id, now, one_of
 from melior.store.rows import Dataset, DatasetRow, Run, RunStatus, Version
 
 FINISHED = ("succeeded", "failed", "cancelled")
@@ -88,6 +88,10 @@ class Runs(Rows):
     def dataset(self, reference: str) -> Dataset:
         """One data set."""
         return self._find(Dataset, reference)
+
+    def datasets_page(self, *, after: str | None = None, limit: int = 20, order: Order = "desc") -> Page[Dataset]:
+        """Some data sets, behind the one with the id `after`."""
+        return self._page(Dataset, after=after, limit=limit, order=order)
 
     def datasets(self) -> list[Dataset]:
         """Every data set."""

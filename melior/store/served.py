@@ -61,6 +61,11 @@ class Served(Rows):
         with self.database.read() as connection:
             return fetch(connection, File, schema.files.c.deleted.is_(None), purpose=purpose)
 
+    def files_of(self, dataset_ids: Sequence[str]) -> list[File]:
+        """The files that hold these exports, the oldest first."""
+        found = self._among(File, schema.files.c.dataset_id, dataset_ids)
+        return sorted((row for row in found if row.deleted is None), key=lambda row: row.created)
+
     def delete_file(self, file_id: str) -> File:
         """The file, no longer found."""
         return self._delete(File, file_id)
