@@ -33,6 +33,7 @@ from melior.store.schema import clean
 Short = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Source = Annotated[str, StringConstraints(max_length=200)]
 MOST_SOURCES = 1_000  # named in one request
+MOST_DIGITS = 12  # of a row's position
 
 router = APIRouter(prefix="/v1", tags=["datasets"])
 
@@ -123,7 +124,7 @@ def rows(
     service: Service = request.app.state.service
     row = _dataset(service, dataset_id)
     name, _, last = (after or f"{row.id}:-1").rpartition(":")
-    if name != row.id or not last.removeprefix("-").isdecimal():
+    if name != row.id or not last.removeprefix("-").isdecimal() or len(last) > MOST_DIGITS:
         raise NotFound(f"there is no row {after!r} in this list to go on after")
     links = service.store.dataset_rows(row.id, after=int(last), limit=limit)
     made = [(at, list(group)) for at, group in groupby(links, key=lambda link: link.position)]

@@ -421,8 +421,8 @@ def _moment(name: str, value: str | None) -> str | None:
         return None
     try:
         then = datetime.fromisoformat(value)
-    except ValueError as error:
+        then = (then if then.tzinfo else then.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         like = "2026-11-21 or 2026-11-21T09:30"
         raise ConfigError(f"{name} is an ISO 8601 time such as {like}, got {value!r}") from error
-    then = then if then.tzinfo else then.replace(tzinfo=UTC)
-    return then.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return then.isoformat(timespec="microseconds").replace("+00:00", "Z")

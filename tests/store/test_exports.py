@@ -184,6 +184,7 @@ def test_an_empty_export_says_what_was_left_out_and_leaves_no_file(store: Store,
         ({"kind": "tasks", "metric": "good"}, "metric says nothing of tasks"),
         ({"kind": "decisions", "silent": 0.0}, "name the metric too"),
         ({"kind": "preferences", "since": "yesterday"}, "ISO 8601 time such as 2026-11-21"),
+        ({"kind": "preferences", "until": "0001-01-01T00:00+14:00"}, "ISO 8601 time such as 2026-11-21"),
         ({"kind": "preferences", "most_per_source": 0}, "above 0 and at most 1"),
     ],
 )
