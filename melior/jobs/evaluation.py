@@ -66,7 +66,7 @@ def run_evaluation(job: Job, folder: Path, store: Store) -> None:
         dataset_id = _opened(store, job, asked, found, keys_of([row["item"] for row in rows]))
         try:
             _Run(job, store, asked, criteria, found).do(rows)
-            result = _result(store, job, asked, criteria, found, dataset_id)
+            result = _result(store, job, asked, criteria, dataset_id, _whose(found, rows))
         except KeyboardInterrupt:
             store.finish_run(job.id, status="cancelled")
             raise
@@ -248,9 +248,14 @@ def _said(one: Criterion, score: Score) -> Score:
 
 
 def _result(
-    store: Store, job: Job, asked: Asked, criteria: Sequence[Criterion], found: Found | None, dataset_id: str
+    store: Store,
+    job: Job,
+    asked: Asked,
+    criteria: Sequence[Criterion],
+    dataset_id: str,
+    whose: Mapping[str, str] | None,
 ) -> dict[str, Any]:
-    """What the run came to; of a model, the registry's evaluation too."""
+    """What the run came to; the registry's evaluation too, where all of it is one model's."""
     outputs = store.graded(job.id)
     counts = tally(outputs, criteria)
     if counts["counts"]["errored"] == len(outputs):
@@ -261,10 +266,18 @@ def _result(
         [(output.key, output.values) for output in outputs], criteria, grader=asked.grader, sampling=sampling
     )
     told: dict[str, Any] = {"run_id": job.id, **counts, "usage": usage_of(store, job, outputs)}
-    if found is not None:
-        whose = {"version_id": found.version.id} if found.version is not None else {"base_model": found.base_model}
+    if whose is not None:
         told["evaluation_id"] = record_evaluation(store, evaluation, dataset_id=dataset_id, **whose).id
     return told
+
+
+def _whose(found: Found | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
+    """The version or the base model that all outputs are of; None where they are of several, or of nobody we know."""
+    if found is not None:
+        return {"version_id": found.version.id} if found.version is not None else {"base_model": found.base_model}
+    versions = {row.get("version") for row in rows}
+    (version, *others) = versions
+    return {"version_id": version} if version is not None and not others else None
 
 
 def tally(outputs: Sequence[Graded], criteria: Sequence[Criterion]) -> dict[str, Any]:

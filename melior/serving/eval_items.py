@@ -82,7 +82,7 @@ def _sample(job: Job, record: Record, error: str) -> dict[str, Any]:
         "input": list(inputs or []),
         "output": [] if missing else [_message(answered(record))],
         "finish_reason": "error" if missing else record.finish,
-        "model": job.asked["data_source"].get("model"),
+        "model": job.asked["data_source"].get("model") or record.policy_version,
         "usage": _usage(record),
         "error": {"code": "sample_error", "message": error} if missing else None,
         "temperature": sampling.temperature if sampling else None,

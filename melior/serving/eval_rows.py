@@ -212,18 +212,18 @@ def _completions(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Kept completions, the oldest first."""
     wanted = {**labels, **(source.metadata or {})}.items()
-    left = source.limit
+    chosen = []
     for kept in service.store.completions(model=source.model):
         created = seconds(kept.created)
         early = source.created_after is not None and created < source.created_after
         late = source.created_before is not None and created > source.created_before
-        if early or late or not wanted <= kept.labels.items():
-            continue
-        if left == 0:
-            return
-        left = None if left is None else left - 1
+        if not early and not late and wanted <= kept.labels.items():
+            chosen.append(kept)
+    chosen = chosen[: source.limit]
+    decisions = service.store.decisions([kept.id for kept in chosen])
+    for kept, decision in zip(chosen, decisions, strict=True):
         item = {"input": kept.request.get("messages", [])}
-        yield kept.id, {"item": item, "sample": dict(kept.response)}
+        yield kept.id, {"item": item, "sample": dict(kept.response), "version": decision.record.policy_version}
 
 
 def _made(row: Mapping[str, Any], inputs: Messages | Reference | None, place: str) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _made(row: Mapping[str, Any], inputs: Messages | Reference | None, place: st
     finish = choices[0].get("finish_reason") if isinstance(choices[0], Mapping) else None
     told = {"finish": finish} if finish in ("stop", "length") else {}
     asked = row["item"].get("input") if isinstance(row["item"].get("input"), list) else None
-    return {"item": row["item"], "inputs": asked, "output": output, **told}
+    return {"item": row["item"], "inputs": asked, "output": output, "version": row.get("version"), **told}
 
 
 def _rendered(item: Mapping[str, Any], inputs: Messages | Reference, place: str) -> list[dict[str, Any]]:

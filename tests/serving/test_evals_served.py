@@ -296,6 +296,9 @@ def test_kept_completions_are_graded_as_they_are_and_asked_again(working: Live, 
     answers = {row.response["choices"][0]["message"]["content"] for row in working.service.store.completions()}
     items = [*client.evals.runs.output_items.list(kept.id, eval_id=made.id)]
     assert {item.sample.output[0].content for item in items} <= answers
+    (version,) = {decision.record.policy_version for decision in working.service.store.decisions(run_id=kept.id)}
+    assert items[0].sample.model == version and version is not None
+    assert len(working.service.store.evaluations(version_id=version)) == 2, "what a version said is its own"
     again = client.evals.runs.retrieve(new.id, eval_id=made.id)
     assert again.result_counts.total == 1 and again.per_model_usage[0].run_model_name == "tiny@prod"
     (item,) = client.evals.runs.output_items.list(new.id, eval_id=made.id)
