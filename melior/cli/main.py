@@ -18,6 +18,7 @@ from melior.cli import (
     decide,
     demo,
     evaluate,
+    export,
     grade,
     judge,
     models,
@@ -25,6 +26,7 @@ from melior.cli import (
     runs,
     sandbox,
     serve,
+    trace,
     train,
     tune,
     webhooks,
@@ -56,6 +58,8 @@ app.command("decide")(decide.decide)
 app.command("grade")(grade.grade)
 app.command("judge")(judge.judge)
 app.command("convert")(convert.convert)
+app.command("export")(export.export)
+app.command("trace")(trace.trace)
 app.command("chat")(chat.chat)
 app.command("check")(check.check)
 app.command("sandbox")(sandbox.sandbox)
@@ -91,6 +95,8 @@ def options(
     melior pull smollm2-135m-instruct              fetch a model once
     melior check train.jsonl                       what is wrong with a file of rows
     melior convert a.csv --to openai-sft --out b.jsonl  rows in another format or kind of file
+    melior export preferences --to pairs.jsonl     training rows out of the log of what was said
+    melior trace fb_3f2a                           what a row came from, and what was learnt from it
     melior train run.yaml                          train, evaluate, gate and register a version
     melior grade grader.json rows.jsonl            try a grader before anything is trained on it
     melior judge judge.yaml pairs.jsonl            whether a judge agrees with people, and may be a reward
