@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from melior.errors import NotFound
 from melior.serving.problems import Problem
 from melior.serving.security import needs
 from melior.serving.service import Service
@@ -90,7 +91,7 @@ async def give(
         checked=True,
     )
     row = await service.writer.write(said)
-    service.metrics.feedback.labels(row.metric).inc()
+    service.metrics.told(row.metric, key.name)
     return {"feedback_id": row.id}
 
 
@@ -165,6 +166,8 @@ def one(request: Request, feedback_id: Id) -> dict[str, Any]:
     """One piece of feedback, what it replaces, and what replaced it since."""
     store = request.app.state.service.store
     row = store.one_feedback(feedback_id)
+    if row.id != feedback_id:  # people may shorten ids, programs never mean to
+        raise NotFound(f"there is no feedback {feedback_id!r} here")
     return told(row, store.replacements([row.id]).get(row.id))
 
 

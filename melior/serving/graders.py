@@ -49,8 +49,12 @@ class Validate(BaseModel):
 @router.post("/run", dependencies=[Depends(needs("train"))])
 def run(request: Request, asked: Run) -> dict[str, Any]:
     """The reward of one output, and what went wrong where there is none."""
-    ours = from_client(request.app.state.service, asked.grader)
-    return _answered(lambda: run_grader(ours, asked.model_sample, asked.item, timeout_s=PATIENCE_S))
+    service: Service = request.app.state.service
+    ours = from_client(service, asked.grader)
+    result = _answered(lambda: run_grader(ours, asked.model_sample, asked.item, timeout_s=PATIENCE_S))
+    for kind in (flag for flag, wrong in result["metadata"]["errors"].items() if wrong is True):
+        service.metrics.grader_failed(result["metadata"]["name"], kind)
+    return dict(result)
 
 
 @router.post("/validate", dependencies=[Depends(needs("train"))])

@@ -16,6 +16,7 @@ from melior.errors import DatabaseAway, ModelError, NotFound, StoreError, Unknow
 from melior.policies.weights import KNOWN
 from melior.registry import BASE, Registry
 from melior.serving.problems import Problem
+from melior.serving.metrics import UNKNOWN, asks_for
 from melior.serving.security import needs
 from melior.serving.service import Service
 from melior.serving.wire import seconds
@@ -69,6 +70,13 @@ def version_of(service: Service, model: str) -> Version:
     Raises:
         UnknownModel: if there is none.
     """
+    asks_for(UNKNOWN)
+    version = _version_of(service, model)
+    asks_for(version.name, model.partition("@")[2])
+    return version
+
+
+def _version_of(service: Service, model: str) -> Version:
     try:
         base = service.bases.of(model)
         if base is not None:

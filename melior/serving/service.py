@@ -43,7 +43,7 @@ class Service:
 
     settings: Settings
     store: Store
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: Metrics = field(init=False)
     draining: threading.Event = field(default_factory=threading.Event)  # set: answer what is asked, take nothing new
     writer: Writer = field(init=False)  # of feedback
     worker: threading.Thread | None = None
@@ -54,6 +54,7 @@ class Service:
     aliases: Aliases = field(init=False)  # which version each means here
 
     def __post_init__(self) -> None:
+        self.metrics = Metrics(self.store)
         self.courier = Courier(self.store)
         self.writer = Writer(self.store)
         self.bases = Bases(self.store, self.settings.models)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from melior.store.counts import Counts
 from melior.store.database import Database, default_database
 from melior.store.evals import Evals
 from melior.store.jobs import Jobs
@@ -19,7 +20,7 @@ from melior.store.versions import Versions
 from melior.store.webhooks import Webhooks
 
 
-class Store(Runs, Log, Verdicts, Versions, Jobs, Served, Evals, Webhooks):
+class Store(Runs, Log, Verdicts, Versions, Jobs, Served, Evals, Webhooks, Counts):
     """All of melior that is kept in one database: from what was decided and said to what was learnt and who may ask.
 
     Threads may share a store; a process opens its own.

@@ -162,7 +162,7 @@ def test_requests_are_counted_by_route_and_never_by_id(server: Live) -> None:
         client.get("/v1/files/file_one")
         client.get("/v1/files/file_two")
         told = client.get("/metrics").text
-    assert 'melior_requests_total{code="404",method="GET",route="/v1/files/{file_id}"} 2.0' in told
+    assert 'melior_http_requests_total{code="404",method="GET",route="/v1/files/{file_id}"} 2.0' in told
     assert "file_one" not in told
 
 
