@@ -4,10 +4,10 @@
     python recipes/judges.py intents --out runs/judges
 
 `harmless`: people said which of two answers is less harmful (HH-RLHF, 1,154 pairs). `intents`: people said what a
-message to a bank is about (Banking77), so their topic is better than any of the other 76, of which one is drawn. 60 % of
-the pairs teach, the others judge by the floor of `melior judge`: reward models on MiniLM that learnt the pairs, and some
-canaries too; and SmolLM2-135M-Instruct, asked which of two is better, in both orders. The last one reads short pairs
-only, since each costs it seconds; beside them stands what the last reward model makes of the same ones.
+message to a bank is about (Banking77), so their topic is better than any of the other 76, of which one is drawn. 60 %
+of the pairs teach, the others judge by the floor of `melior judge`: reward models on MiniLM that learnt the pairs, and
+some canaries too; and SmolLM2-135M-Instruct, asked which of two is better, in both orders. The last one reads short
+pairs only, since each costs it seconds; beside them stands what the last reward model makes of the same ones.
 """
 
 from __future__ import annotations

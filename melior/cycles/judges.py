@@ -49,8 +49,8 @@ def judges_in(spec: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any
 
 
 def fingerprint_of(spec: Mapping[str, Any], store: Store) -> str:
-    """A judge's own: the same wherever its model stands and whatever it is called."""
-    told = {key: value for key, value in spec.items() if key not in ("name", "model", "pass_threshold")}
+    """A judge's own: the same wherever its model stands, whatever it is called and whatever it compares with."""
+    told = {key: value for key, value in spec.items() if key not in ("name", "model", "pass_threshold", "reference")}
     made = {**told, "model": _identity(spec.get("model"), store)[0], "frame": FRAME}
     return hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()
 
