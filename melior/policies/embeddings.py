@@ -41,6 +41,15 @@ class Encoder:
             raise ModelError(f"There is no sentence encoder in {folder}: {str(error).splitlines()[0]}") from error
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a text that are read, begin and end included."""
+        return LONGEST
+
+    def length(self, text: str) -> int:
+        """Tokens of a text, begin and end included."""
+        return len(self.tokenizer(text)["input_ids"])
+
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Tensor:  # [B, D]
         """Unit vectors of the texts, in order; a text's vector does not depend on its batch mates."""

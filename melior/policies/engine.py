@@ -22,6 +22,7 @@ from torch import Tensor
 from melior.policies.choices import Choices, Question, weigh
 from melior.policies.constraints import Follower, Grammars, check_biases, shaped
 from melior.policies.decoding import CachedDecoder, RecomputingDecoder
+from melior.policies.head import CHUNK
 from melior.policies.search import best_choices
 from melior.types import Finish, Sampling
 
@@ -170,6 +171,21 @@ class Engine:
         if not settings.constraint:
             return None
         return Grammars.of(self.renderer, len(self.backbone.head.weight)).follow(settings.constraint)
+
+    @torch.no_grad()
+    def read(self, context: Sequence[int], likeliest: int, adapter: str = "") -> list[Thought]:
+        """What the policy thought of every token of a context but its first."""
+        known = len(self.renderer.tokenizer)
+        found: list[Thought] = []
+        with self.backbone.adapted_by([adapter]):
+            states, paths = self.backbone.states([tuple(context)])
+            states = states[torch.from_numpy(np.asarray(paths[0], dtype=np.int64)).to(states.device)]
+        for start in range(0, len(context) - 1, CHUNK):
+            part = slice(start, min(start + CHUNK, len(context) - 1))
+            own = torch.log_softmax(self.backbone.head.logits(states[part]), -1)
+            tokens = context[part.start + 1 : part.stop + 1]
+            found += [_thought(row, token, likeliest, known) for row, token in zip(own, tokens, strict=True)]
+        return found
 
     # ------------------------------------------------------------------ inside
 

@@ -78,6 +78,7 @@ class Answering:
         loop: asyncio.AbstractEventLoop,
         streams: bool = False,
         likeliest: int | None = None,
+        echoes: bool = False,
     ) -> None:
         """Has them answered; pieces arrive in the loop.
 
@@ -92,8 +93,11 @@ class Answering:
             self.grammars.follow(settings.constraint)
         try:
             for prompt in prompts:
-                how = {"streams": streams, "loop": loop, "likeliest": likeliest}
-                self.tickets.append(self.voice.ask(prompt.context, settings, **how))  # type: ignore[arg-type]
+                self.tickets.append(
+                    self.voice.ask(
+                        prompt.context, settings, streams=streams, loop=loop, likeliest=likeliest, echoes=echoes
+                    )
+                )
                 self.prompts.append(prompt)
         except (MeliorError, Problem):
             for ticket in self.tickets:

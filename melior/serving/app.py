@@ -12,8 +12,10 @@ from fastapi import Depends, FastAPI, Request, Response
 from melior.serving import (
     chat,
     checkpoints,
+    completions,
     datasets,
     decisions,
+    embeddings,
     eval_compare,
     eval_runs,
     evals,
@@ -33,8 +35,10 @@ from melior.serving.service import Service
 SERVED = (
     chat,
     checkpoints,
+    completions,
     datasets,
     decisions,
+    embeddings,
     eval_compare,
     eval_runs,
     evals,

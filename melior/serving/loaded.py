@@ -79,12 +79,20 @@ class Speaker:
         streams: bool,
         loop: asyncio.AbstractEventLoop,
         likeliest: int | None = None,
+        echoes: bool = False,
     ) -> Ticket:
         """A request that is being answered; see `Voice.ask`."""
         while True:
             try:
-                how = {"streams": streams, "loop": loop, "likeliest": likeliest, "adapter": self.adapter}
-                return self.voice.ask(context, settings, **how)  # type: ignore[arg-type]
+                return self.voice.ask(
+                    context,
+                    settings,
+                    streams=streams,
+                    loop=loop,
+                    likeliest=likeliest,
+                    echoes=echoes,
+                    adapter=self.adapter,
+                )
             except Gone:
                 again = self.voices.of(self.version)
                 self.voice, self.adapter = again.voice, again.adapter

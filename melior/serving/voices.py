@@ -50,6 +50,8 @@ class Ticket:
     streams: bool
     adapter: str = ""  # which of the model's adapters answers; "" is the model itself
     likeliest: int | None = None  # how many likely tokens are told beside each; None: not even its own log-prob
+    echoes: bool = False  # whether that is told of the context's tokens too
+    read_thoughts: list[Thought] | None = None  # of the context's tokens but the first, before the first sample ends
     pieces: asyncio.Queue[Piece | BaseException] = field(default_factory=asyncio.Queue)
     told: dict[int, str] = field(default_factory=dict)  # sample → the text that was sent of it
     thought: dict[int, int] = field(default_factory=dict)  # sample → how many of its tokens were told of
@@ -108,6 +110,7 @@ class Voice:
         streams: bool,
         loop: asyncio.AbstractEventLoop,
         likeliest: int | None = None,
+        echoes: bool = False,
         adapter: str = "",
     ) -> Ticket:
         """A request that an adapter, or the model itself, is answering; its pieces arrive in that loop.
@@ -130,7 +133,7 @@ class Voice:
                 told = f"{before} requests are being answered by this model; ask again in {AGAIN_S} s"
                 raise Problem(503, told, code="overloaded", retry=True, headers={"retry-after": str(AGAIN_S)})
             self.count += 1
-            asked = (loop, context, settings, streams, adapter, likeliest)
+            asked = (loop, context, settings, streams, adapter, likeliest, echoes and likeliest is not None)
             ticket = Ticket(self.count, *asked, left=settings.n, open=settings.n)
             self.coming.append(ticket)
             self.awake.notify()
@@ -213,6 +216,7 @@ class Voice:
                 self._fail(self.given_up)
                 continue
             try:
+                self._read()
                 self.engine.step()
                 self._tell()
             except Exception as error:
@@ -241,6 +245,11 @@ class Voice:
             if number in self.tickets:
                 self.engine.cancel(number)  # what it had decided is told, and whoever left it may keep it
         return bool(self.tickets) or not self.stopped
+
+    def _read(self) -> None:
+        for ticket in self.tickets.values():
+            if ticket.echoes and ticket.read_thoughts is None:
+                ticket.read_thoughts = self.engine.read(ticket.context, ticket.likeliest or 0, ticket.adapter)
 
     def _tell(self) -> None:
         for row in self.engine.rows:
