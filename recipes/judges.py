@@ -72,9 +72,13 @@ def intents(part: int = 0, count: int = 1154) -> list[Preference]:
     found: list[Any] = list(read_examples("known:banking77").rows)
     chance = random.Random(0)
     topics = sorted({row.output for row in found})
-    rows = chance.sample(found, len(found))[part * count : (part + 1) * count]
-    others = [chance.choice([topic for topic in topics if topic != row.output]) for row in rows]
-    return [Preference(row.inputs, worded(row.output), worded(other)) for row, other in zip(rows, others, strict=True)]
+    places = chance.sample(range(len(found)), count)
+    if part:
+        others = sorted(set(range(len(found))) - set(places))
+        places = random.Random(part).sample(others, count)
+    rows = [found[place] for place in places]
+    wrong = [chance.choice([topic for topic in topics if topic != row.output]) for row in rows]
+    return [Preference(row.inputs, worded(row.output), worded(other)) for row, other in zip(rows, wrong, strict=True)]
 
 
 def worded(topic: str) -> str:
