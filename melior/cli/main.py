@@ -19,6 +19,7 @@ from melior.cli import (
     demo,
     evaluate,
     export,
+    feedback,
     grade,
     judge,
     models,
@@ -69,6 +70,7 @@ app.command("work")(work.work)
 app.add_typer(models.app, name="models")
 app.add_typer(serve.keys, name="keys")
 app.add_typer(runs.app, name="runs")
+app.add_typer(feedback.app, name="feedback")
 app.add_typer(webhooks.app, name="webhooks")
 
 
@@ -96,6 +98,7 @@ def options(
     melior check train.jsonl                       what is wrong with a file of rows
     melior convert a.csv --to openai-sft --out b.jsonl  rows in another format or kind of file
     melior export preferences --to pairs.jsonl     training rows out of the log of what was said
+    melior feedback list --search "too slow"       what people said; corrected, or turned into rows
     melior trace fb_3f2a                           what a row came from, and what was learnt from it
     melior train run.yaml                          train, evaluate, gate and register a version
     melior grade grader.json rows.jsonl            try a grader before anything is trained on it

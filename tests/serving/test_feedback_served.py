@@ -92,6 +92,7 @@ def test_a_correction_replaces_and_both_are_told(server: Live, http: httpx.Clien
     listed = {flag: http.get("/v1/feedback", params={"in_force": flag}).json()["data"] for flag in ("true", "false")}
     assert listed["true"] == [] and [row["id"] for row in listed["false"]] == [third, second, first]
     assert http.get("/v1/feedback/fb_none").status_code == 404
+    assert http.get(f"/v1/feedback/{first[:-1]}").status_code == 404
 
 
 def test_words_are_found_and_turned_into_rows(http: httpx.Client, answer: str) -> None:
