@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,16 +34,18 @@ class Kept:
     every: int  # steps: of an epoch, or from one measurement to the next
     store: Store
     register: Callable[[Path, int], Version]  # the folder and step of a policy that was saved
+    measure: Callable[[Any], Mapping[str, float]]  # what is told of such a policy
 
-    def see(self, policy: Any, done: int) -> None:
-        """Saves the policy where so many steps are the end of an epoch, and lets go of the oldest beyond the most."""
+    def see(self, policy: Any, done: int) -> Mapping[str, float]:
+        """Saves and measures the policy where so many steps end an epoch, and lets go of the oldest beyond the most."""
         if done % self.every:
-            return
+            return {}
         place = folder_of(self.run, done)
         policy.save(place)
         self.register(place, done)
         for step in kept_steps(self.run)[: -self.most]:
             self.let_go(step)
+        return self.measure(policy)
 
     def let_go(self, step: int) -> None:
         """Deletes one, its files too, unless somebody has promoted it or trained from it."""

@@ -44,6 +44,7 @@ from melior.registry import Registry
 from melior.reports.write import Reporter
 from melior.store import Store
 from melior.store.rows import Dataset, Version
+from melior.trainers.accuracy import Known
 from melior.trainers.loop import Run, fit
 from melior.trainers.trackers import trackers_of
 
@@ -212,7 +213,7 @@ class _Cycle:
         before = kept(folder / "evaluation-before.json", lambda: known or measured("before"))
         tell_data(folder, rows, taught.leading, policy, measures.kind)
         self.page.update(force=True, state="running", error="")
-        keeps = self._keeps(taught, run, dataset)
+        keeps = self._keeps(policy, taught, rows, run, dataset)
         done = self._fit(policy, taught, measures, keeps)
         after = kept(folder / "evaluation.json", lambda: measured("after"))
         self.report("saving", 0, 1, "")
@@ -293,7 +294,7 @@ class _Cycle:
             )
         return resolved
 
-    def _keeps(self, taught: Lesson, run_id: str, dataset_id: str) -> Kept | None:
+    def _keeps(self, policy: Any, taught: Lesson, rows: Rows, run_id: str, dataset_id: str) -> Kept | None:
         """What keeps the policy on the way, if that is asked for."""
         recipe = self.recipe
         every = taught.config.evaluate_every if recipe.way.samples else taught.leading.per_epoch
@@ -313,7 +314,10 @@ class _Cycle:
                 metrics={"step": step},
             )
 
-        return Kept(self.folder, recipe.save.checkpoints, every, self.store, register)
+        measure: Callable[[Any], Mapping[str, float]] = lambda policy: {}  # noqa: E731  rewards are measured anyway
+        if recipe.method == "sft" and recipe.kind == "language":
+            measure = Known(policy, rows.train, rows.validation or rows.heldout)
+        return Kept(self.folder, recipe.save.checkpoints, every, self.store, register, measure)
 
     def _fit(self, policy: Any, taught: Lesson, measures: Measures, keeps: Kept | None) -> Run:
         last = dict(policy.computed)
@@ -328,7 +332,7 @@ class _Cycle:
                 tell_heldout(self.folder, done, measures.latest)
                 measures.latest = None
             if keeps is not None:
-                keeps.see(policy, done)
+                metrics.update({**keeps.see(policy, done), **metrics})
             self.report("training", done, total, _note(metrics))
 
         wanted = self.recipe.report

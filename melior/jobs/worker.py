@@ -42,6 +42,7 @@ NAMES = {
     "reward": "train_reward_mean",
     "heldout_reward": "valid_reward_mean",
     "mean_token_accuracy": "train_mean_token_accuracy",
+    "heldout_mean_token_accuracy": "valid_mean_token_accuracy",
 }
 
 

@@ -34,7 +34,7 @@ from melior.store.rows import Job, JobEvent
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".ndjson")  # of files that rows are read from
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")  # of a result file
-CHECKPOINTS = 3  # of the ends of epochs, beside the model itself, as OpenAI keeps them
+CHECKPOINTS = 3  # of the ends of epochs, the last of which is mostly the model itself; as many as OpenAI keeps
 HELDOUT = 0.1  # of the training file, where no validation file comes with it
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])

@@ -34,7 +34,7 @@ def keeping(store: Store, run: Path, most: int = 3, every: int = 2) -> Kept:
     def register(place: Path, step: int) -> Version:
         return Registry(store).register("count", place, method="sft", base_model="zero", metrics={"step": step})
 
-    return Kept(run, most, every, store, register)
+    return Kept(run, most, every, store, register, lambda policy: {"number": float(policy.number)})
 
 
 def train(keeps: Kept, start: int, end: int) -> None:
@@ -45,6 +45,7 @@ def train(keeps: Kept, start: int, end: int) -> None:
 
 def test_the_newest_few_ends_of_epochs_are_kept_and_the_others_are_gone(store: Store, tmp_path: Path) -> None:
     train(keeping(store, tmp_path), 0, 11)
+    assert keeping(store, tmp_path).see(Counting(), 11) == {}, "no end of an epoch"
     assert kept_steps(tmp_path) == [6, 8, 10]
     assert [(folder_of(tmp_path, step) / "number").read_text() for step in (6, 8, 10)] == ["6", "8", "10"]
     assert [version.metrics["step"] for version in store.versions()] == [6, 8, 10]
