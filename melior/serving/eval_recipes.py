@@ -123,7 +123,8 @@ def recipe_of(service: Service, row: Eval, source: Jsonl | Completions, folder: 
         names[model] = source.model
         settings = (source.sampling_params or SamplingParams()).settings()
     faults = checked_schema(schema, "data_source")
-    rows = rows_of(service, source.source, inputs, faults, config.get("metadata") or {})
+    labels, samples = config.get("metadata") or {}, has_samples(config)
+    rows = rows_of(service, source.source, inputs, faults, labels, samples=samples)
     tools = source.sampling_params.tools if isinstance(source, Completions) and source.sampling_params else None
     if tools and inputs is not None:
         rows = [{**each, "inputs": {"messages": each["inputs"], "tools": tools}} for each in rows]

@@ -24,6 +24,7 @@ from melior.serving.wire import seconds
 
 PURPOSES = ("evals", "fine-tune")  # of files that rows are read from
 MOST = 100_000  # rows of a run, which are checked while the client waits
+NOTHING = {"output_text": ""}  # the sample of a row whose item has all that is graded
 TEXTS = ("text", "input_text", "output_text")  # parts of a message that are text
 INPUT = "item.input"  # where kept completions have what was asked
 SOURCE = "data_source.source"
@@ -97,12 +98,19 @@ Inputs = Annotated[Messages | Reference, Field(discriminator="type")]
 
 
 def rows_of(
-    service: Service, source: Source, inputs: Messages | Reference | None, faults: Faults, labels: Mapping[str, str]
+    service: Service,
+    source: Source,
+    inputs: Messages | Reference | None,
+    faults: Faults,
+    labels: Mapping[str, str],
+    *,
+    samples: bool,
 ) -> list[dict[str, Any]]:
     """The rows of a run; with `inputs` a model is asked, without them what the rows bring is graded.
 
     Args:
         labels: those that kept completions must have, beside what the source asks for.
+        samples: whether criteria look at outputs; where they do not, all that is graded stands in the items.
 
     Raises:
         Problem: saying which row cannot be used, and why.
@@ -113,7 +121,7 @@ def rows_of(
             raise Problem(400, f"more than {MOST:,} rows came; make several runs of them", param=SOURCE)
         if wrong := faults(row["item"]):
             raise _at(place, wrong[0])
-        found.append(_made(row, inputs, place))
+        found.append(_made(row if samples else {"sample": NOTHING, **row}, inputs, place))
     if not found:
         raise Problem(400, "there are no rows to grade", param=SOURCE)
     return found

@@ -256,6 +256,17 @@ def test_outputs_in_a_file_are_graded_and_runs_compared(working: Live, client: O
     assert equal["result"] == "inconclusive" and equal["results"][0]["difference"]["estimate"] == 0
 
 
+def test_rows_whose_items_have_all_that_is_graded(working: Live, client: OpenAI) -> None:
+    same: Any = {**HAS, "operation": "eq", "input": "{{item.said}}"}
+    schema = {"type": "object", "properties": {"word": {}, "said": {}}}
+    made = created(client, same, data_source_config={"type": "custom", "item_schema": schema})
+    content = [{"item": {"word": "cat", "said": said}} for said in ("cat", "dog")]
+    run = client.evals.runs.create(made.id, data_source=jsonl(content))
+    work(working)
+    done = client.evals.runs.retrieve(run.id, eval_id=made.id)
+    assert (done.result_counts.passed, done.result_counts.failed) == (1, 1), done.error
+
+
 def test_runs_of_other_rows_and_runs_that_go_on_are_not_compared(working: Live, client: OpenAI) -> None:
     made = created(client)
     one, other = (
