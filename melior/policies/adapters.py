@@ -1,4 +1,8 @@
-"""LoRA adapters in PEFT's format"""
+"""LoRA adapters in PEFT's format
+
+PEFT takes longer to import than everything else together, and what serves or trains without an adapter needs it not: it
+is imported where one is made or loaded.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import melior.policies.lean  # noqa: F401  (first: it makes the next imports lighter)
-
-# isort: split
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from melior.errors import ConfigError, ModelError
 from melior.policies.fused import fuse
 from melior.policies.weights import resolve
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ def add_adapter(model: Any, lora: LoRA) -> PeftModel:
     Raises:
         ConfigError: if the model has none of the targets.
     """
+    import melior.policies.lean  # noqa: F401  (first: it makes the next import lighter)
+
+    # isort: split
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha if lora.alpha is not None else 2 * lora.r,  # type: ignore[arg-type]
@@ -63,6 +70,11 @@ def add_adapter(model: Any, lora: LoRA) -> PeftModel:
 
 def load_adapter(model: Any, folder: Path) -> PeftModel:
     """The model with a trained adapter, still trainable; dropout that it was trained with elsewhere is switched off."""
+    import melior.policies.lean  # noqa: F401  (first: it makes the next import lighter)
+
+    # isort: split
+    from peft import PeftModel
+
     loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     for name, module in loaded.named_modules():
         if "lora_dropout" in name and isinstance(module, torch.nn.Dropout):
@@ -97,6 +109,8 @@ def without_adapter(model: Any) -> Iterator[None]:
     Nothing but a flag of each adapted matrix is turned. PEFT's own switch also stops and starts the training of every
     tensor of the adapter, those that a run has frozen too, and takes a tenth of a short forward pass.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     before = [layer._disable_adapters for layer in layers]
     for layer in layers:
