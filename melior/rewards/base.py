@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
+from melior.data.calls import calls_in, names_of
 from melior.errors import GraderError
 from melior.rewards.sandbox import Isolation
 from melior.types import Record, Score
@@ -156,9 +157,9 @@ def sample_of(record: Record) -> dict[str, Any]:
     """The record's output in the shape graders of the OpenAI dialect read.
 
     `output_json` is there only if the output is JSON; `output_tools` are the tool calls of an output that is an
-    assistant message, or a list of messages that ends with one.
+    assistant message, or a list of messages that ends with one, or that are written in a text where tools were offered.
     """
-    message = _assistant_message(record.output)
+    message = _with_calls(_assistant_message(record.output), record.inputs)
     text, tools = message["content"] or "", message.get("tool_calls", [])
     finish = "length" if record.finish == "length" else "tool_calls" if tools else "stop"
     sample: dict[str, Any] = {
@@ -169,6 +170,15 @@ def sample_of(record: Record) -> dict[str, Any]:
     with suppress(ValueError, RecursionError):
         sample["output_json"] = json.loads(text, parse_constant=_refuse)
     return sample
+
+
+def _with_calls(message: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    """The message with the calls that its text writes taken out of it, where tools were offered."""
+    names = names_of(inputs.get("tools")) if isinstance(inputs, Mapping) else ()
+    text, calls = calls_in(message["content"] or "", names) if names and "tool_calls" not in message else ("", [])
+    if not calls:
+        return message
+    return {**message, "content": text or None, "tool_calls": [_call(*call) for call in enumerate(calls)]}
 
 
 def _assistant_message(output: Any) -> dict[str, Any]:

@@ -133,3 +133,14 @@ def test_the_sample_has_the_shape_graders_expect() -> None:
     for text in ("not json", "NaN", "[" * 100_000, "1" * 10_000):
         sample = sample_of(Record(inputs="q", output=text))
         assert sample["output_text"] == text and "output_json" not in sample
+
+
+def test_calls_that_a_policy_wrote_as_text_are_seen_where_tools_were_offered() -> None:
+    written = 'I look.\n<tool_call>\n{"name": "look", "arguments": {"q": "ü"}}\n</tool_call>'
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    inputs = {"messages": [{"role": "user", "content": "q"}], "tools": tools}
+    sample = sample_of(Record(inputs=inputs, output=written, finish="stop"))
+    assert render("{{ sample.output_tools[0].function.name }}", {}, sample) == "look"
+    assert sample["output_text"] == "I look.\n" and sample["choices"][0]["finish_reason"] == "tool_calls"
+    assert sample_of(Record(inputs="q", output=written))["output_text"] == written, "nobody offered a tool"
+    assert sample_of(Record(inputs="q", output='{"a": [1]}'))["output_json"] == {"a": [1]}
