@@ -36,6 +36,7 @@ def serve(
     model: list[str] = typer.Option(
         [], "--model", help="A base model to answer with: a folder, NAME=FOLDER, or what was pulled; may be repeated."
     ),
+    loaded: int = typer.Option(2, "--loaded", min=1, help="Models with all their weights held in memory at once."),
     work: bool = typer.Option(True, "--work/--no-work", help="Whether jobs are done here, or by other workers."),
 ) -> None:
     """Serve the OpenAI dialect, and melior's own words for feedback, on one port.
@@ -77,6 +78,7 @@ def serve(
             rewards=dict(reward_function(one) for one in reward),
             judges=dict(named_judge(one) for one in judge),
             models=named_models(model),
+            loaded=loaded,
             work=work,
         )
         say(f"serving   http://{host}:{port}/v1  (base_url of an OpenAI client)")

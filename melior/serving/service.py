@@ -13,7 +13,7 @@ from melior.serving.aliases import Aliases
 from melior.serving.bases import Bases
 from melior.serving.courier import Courier
 from melior.serving.deciders import Deciders
-from melior.serving.loaded import Voices
+from melior.serving.loaded import LOADED, Voices
 from melior.serving.metrics import Metrics
 from melior.serving.security import Limits
 from melior.serving.writer import Writer
@@ -34,6 +34,7 @@ class Settings:
     rewards: Mapping[str, str] = field(default_factory=dict)  # what clients call a reward function → the function
     judges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what clients call a judge → its endpoint
     models: Mapping[str, Path] = field(default_factory=dict)  # base models that the operator names → their folders
+    loaded: int = LOADED  # whole models that are held in memory at once
     work: bool = True  # whether jobs are done here too; other workers may share the database
 
 
@@ -57,6 +58,7 @@ class Service:
         self.metrics = Metrics(self.store)
         self.courier = Courier(self.store)
         self.writer = Writer(self.store)
+        self.voices.most = self.settings.loaded
         self.bases = Bases(self.store, self.settings.models)
         self.aliases = Aliases(self.store, self.voices, self.deciders)
 
