@@ -451,38 +451,30 @@ def test_a_criterion_that_breaks_is_an_error_and_the_run_goes_on(working: Live, 
 
 
 @pytest.mark.slow
-def test_a_small_model_is_evaluated_end_to_end(live: Callable[..., Live]) -> None:
-    """Two prompts of SmolLM2 on the same questions, one of which tells it what to answer."""
+def test_a_run_of_a_small_model_says_what_its_chat_says(live: Callable[..., Live]) -> None:
     try:
         resolve("smollm2-135m-instruct")
     except ModelError as error:
         pytest.skip(str(error))
     server = live(work=False)
     client = server.client()
-    made = client.evals.create(
-        name="capitals",
-        data_source_config={
-            "type": "custom",
-            "item_schema": {"type": "object", "properties": {"country": {}, "capital": {}}},
-            "include_sample_schema": True,
-        },
-        testing_criteria=[{**HAS, "reference": "{{item.capital}}"}],
-    )
-    pairs = {"France": "Paris", "Italy": "Rome", "Japan": "Tokyo", "Spain": "Madrid"}
+    schema = {"type": "object", "properties": {"country": {}, "capital": {}}}
+    config = {**CONFIG, "item_schema": schema}
+    made = created(client, {**HAS, "reference": "{{item.capital}}"}, data_source_config=config)
+    pairs = {"France": "Paris", "Japan": "Tokyo", "Spain": "Madrid"}
     content = [{"item": {"country": country, "capital": capital}} for country, capital in pairs.items()]
-
-    def run(prompt: str) -> str:
-        messages: Any = {"type": "template", "template": [{"role": "user", "content": prompt}]}
-        sampling = {"temperature": 0, "max_completion_tokens": 12}
-        source = asking(content, model="smollm2-135m-instruct", input_messages=messages, sampling_params=sampling)
-        return client.evals.runs.create(made.id, data_source=source).id
-
-    plain = run("What is the capital of {{item.country}}?")
-    told = run("The capital of {{item.country}} is {{item.capital}}. What is the capital of {{item.country}}?")
+    messages: Any = {**ASK, "template": [{"role": "user", "content": "What is the capital of {{item.country}}?"}]}
+    greedy: Any = {"temperature": 0, "max_completion_tokens": 12}
+    source = asking(content, model="smollm2-135m-instruct", input_messages=messages, sampling_params=greedy)
+    run = client.evals.runs.create(made.id, data_source=source)
     work(server)
-    for one in (plain, told):
-        done = client.evals.runs.retrieve(one, eval_id=made.id)
-        assert done.status == "completed", done.error
-    assert done.result_counts.passed >= 3
-    compared = server.http().get(f"/v1/evals/{made.id}/compare", params={"baseline": plain, "candidate": told}).json()
-    assert compared["result"] == "inconclusive" and "fewer than the 30 needed" in compared["sentence"]
+    done = client.evals.runs.retrieve(run.id, eval_id=made.id)
+    assert done.status == "completed", done.error
+    items = [*client.evals.runs.output_items.list(run.id, eval_id=made.id)]
+    assert len(items) == len(pairs) and done.result_counts.passed == sum(item.status == "pass" for item in items)
+    for item in items:
+        asked = [{"role": "user", "content": f"What is the capital of {item.datasource_item['country']}?"}]
+        answer = client.chat.completions.create(model="smollm2-135m-instruct", messages=asked, **greedy)  # type: ignore[arg-type]
+        said = answer.choices[0].message.content or ""
+        assert item.sample.output[0].content == said
+        assert (item.status == "pass") == (str(item.datasource_item["capital"]).lower() in said.lower())
