@@ -164,6 +164,57 @@ class Decision(TypedDict):
     policy_version: str
 
 
+class LeftOut(TypedDict):
+    """Rows of the log that are not in a data set."""
+
+    count: int
+    first: str
+
+
+class Dataset(TypedDict):
+    """Rows out of the log, or what a run was given."""
+
+    id: str
+    object: Literal["dataset"]
+    created_at: int
+    kind: str
+    format: str | None
+    file_id: str | None
+    rows: int
+    fingerprint: str
+    asked: dict[str, Any]
+    sources: dict[str, int]
+    left_out: dict[str, LeftOut]
+    not_kept: NotRequired[dict[str, int]]
+
+
+class MadeOf(TypedDict):
+    """What a row came from."""
+
+    decision_id: str | None
+    feedback_id: str | None
+
+
+class DatasetRow(TypedDict):
+    """What one row of a data set was made of."""
+
+    id: str
+    object: Literal["dataset.row"]
+    position: int
+    made_of: list[MadeOf]
+
+
+class Trace(TypedDict):
+    """What a row of any kind came from and what came of it."""
+
+    object: Literal["trace"]
+    kind: str
+    id: str
+    facts: dict[str, Any]
+    came_from: list[dict[str, Any]]
+    became: list[dict[str, Any]]
+
+
 class FeedbackKept(TypedDict):
     """Feedback that is durable."""
 
