@@ -164,6 +164,9 @@ def _recipe(service: Service, asked: Asked, folder: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise Problem(400, str(error), param="method") from error
     kind = str(how["type"])
+    if (how.get(kind) or {}).get("response_format"):  # sampled from another distribution than the one trained
+        told = "outputs are not held to a response_format while they are trained; let the grader ask for JSON instead"
+        raise Problem(400, told, param=f"method.{kind}.response_format", code="unsupported_value")
     if asked.suffix in service.bases.folders:
         raise Problem(400, f"{asked.suffix} is the name of a base model; choose another suffix", param="suffix")
     try:

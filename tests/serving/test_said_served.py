@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field
 from tiny import VOCABULARY
 
 from melior.policies.language import LanguagePolicy
+from melior.policies.weights import resolve
 from melior.registry import Registry
 from melior.types import Record
 
@@ -147,6 +148,14 @@ def test_a_schema_that_cannot_be_followed_is_refused_by_name(client: OpenAI, ask
         with pytest.raises(openai.BadRequestError) as error:
             ask(client, response_format=asked, stream=stream)
         assert named in error.value.message and error.value.code == "unsupported_value"
+
+
+def test_a_job_is_not_trained_under_a_response_format(client: OpenAI) -> None:
+    grader = {"type": "string_check", "name": "g", "operation": "eq", "input": "a", "reference": "a"}
+    method: Any = {"type": "reinforcement", "reinforcement": {"grader": grader, "response_format": fits("x", NOTHING)}}
+    with pytest.raises(openai.BadRequestError) as error:
+        client.fine_tuning.jobs.create(model="tiny@prod", training_file="file_x", method=method)
+    assert error.value.param == "method.reinforcement.response_format"
 
 
 # ---------------------------------------------------------------------- tools
@@ -322,3 +331,26 @@ def test_an_engine_that_fails_within_a_stream_is_told_as_an_event(tiny: Live, cl
         for _ in ask(client, stream=True):
             pass
     assert ask(client, max_tokens=2).choices
+
+
+# ---------------------------------------------------------------------- a real model
+
+
+@pytest.mark.slow
+def test_a_small_instruct_model_answers_in_json_that_fits(live: Callable[..., Live]) -> None:
+    made = live()
+    registry = Registry(made.service.store)
+    folder = resolve("smollm2-135m-instruct")
+    version = registry.register("small", folder, method="none", base_model="smollm2-135m-instruct")
+    registry.promote(version.id, force=True, reason="the only one")
+    asked = "My parcel 17 came broken, I need a new one today! Which kind of ticket is it? Answer in JSON."
+    answer = made.client().chat.completions.parse(
+        model="small@prod",
+        messages=[{"role": "user", "content": asked}],
+        response_format=Ticket,
+        max_tokens=80,
+        seed=1,
+        n=2,
+    )
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop" and choice.message.parsed is not None
