@@ -35,6 +35,7 @@ hybrids: $(STAMP)
 	$(BIN)/python benchmarks/hybrids.py
 
 soak: $(STAMP)
+	$(BIN)/python tests/soak/run.py
 	$(BIN)/python tests/soak/kills.py
 	$(BIN)/python tests/soak/check_memory.py --mb 1024 --workers 2
 	MELIOR_SCHEMATHESIS=100 $(BIN)/python -m pytest tests/serving/test_schema_served.py --timeout 3600
