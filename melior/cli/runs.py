@@ -26,6 +26,7 @@ EITHER = typer.Argument(..., help="run_…, the beginning of it, or a run's fold
 METRIC = typer.Option(None, "--metric", help="Draw these instead, such as reward,policy/kl_old.")
 WIDTH = typer.Option(None, "--width", min=30, help="Columns to draw in. Default: those of the terminal.")
 FIRST = ("Reward", "Loss")  # what is drawn where nobody says which
+EVALUATION = "evaluation"  # the method of an eval's run: a worker's, without curves
 UNWATCHED = 80  # columns where there is no terminal
 
 
@@ -80,6 +81,8 @@ def show(
     if as_json:
         return say_json(found if found is not None else read_run(folder).result)
     _say_facts(found) if found is not None else _say_folder(folder)
+    if found is not None and found.method == EVALUATION:
+        return
     try:
         _draw(_first_charts(folder), width)
     except DataError as error:  # the registry outlives folders
@@ -189,7 +192,11 @@ def _say_facts(found: Any) -> None:
         say(f"{'gate':<10} {found.metrics['gate']['sentence']}")
     if found.error:
         say(f"{'error':<10} {found.error.splitlines()[0]}")
-    if found.status != "succeeded":
+    for criterion in found.metrics.get("criteria", ()):  # of a run of an eval
+        graded = criterion["passed"] + criterion["failed"]
+        errors = f", {criterion['errored']} could not be graded" if criterion["errored"] else ""
+        say(f"{'passed':<10} {criterion['testing_criteria']}: {criterion['passed']} of {graded}{errors}")
+    if found.status != "succeeded" and found.method != EVALUATION:
         say(f"{'go on':<10} {program()} runs resume {found.id}")
     page = Path(found.folder) / "report.html"
     if page.is_file():

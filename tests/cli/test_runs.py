@@ -63,3 +63,15 @@ def test_a_recipe_says_where_its_numbers_go(place: Path) -> None:
     assert "report.to" in call("train", "wrong.yaml", code=1).stderr
     # Where it reports to is no part of what it is.
     assert from_json("train", "sft.yaml", "--folder", "told")["steps"] > 0
+
+
+def test_a_run_of_an_eval_says_what_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from melior.store import Store
+
+    monkeypatch.setenv("MELIOR_HOME", str(tmp_path / "home"))
+    counts = {"testing_criteria": "is short", "passed": 3, "failed": 1, "errored": 2, "mean_score": 0.75}
+    with Store.open() as store:
+        run = store.add_run("evaluation", {}, tmp_path)
+        store.finish_run(run.id, metrics={"criteria": [counts]})
+    shown = call("runs", "show", run.id).stdout
+    assert "is short: 3 of 4, 2 could not be graded" in shown and "curves" not in shown and "resume" not in shown

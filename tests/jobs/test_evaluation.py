@@ -152,6 +152,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_outputs(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # six processes load a model one after the other
 @pytest.mark.parametrize("seed", range(3))
 def test_kills_at_random_moments_change_nothing(
     store: Store, worker: Worker, tmp_path: Path, version: str, seed: int
