@@ -20,7 +20,7 @@ from melior.serving.said import Teller, finish_reason, logprobs, message, sent, 
 from melior.serving.security import needs
 from melior.serving.service import Service
 from melior.serving.voices import Piece
-from melior.serving.wire import Order, page, seconds
+from melior.serving.wire import Order, labels_of, page, page_of, seconds
 from melior.store.rows import Completion
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["chat"])
@@ -151,13 +151,9 @@ def listed(
 ) -> dict[str, Any]:
     """Completions that were asked for with store: true; metadata[key]=value asks for those with that label."""
     service: Service = request.app.state.service
-    wanted = {
-        name.removeprefix("metadata[").removesuffix("]"): value
-        for name, value in request.query_params.items()
-        if name.startswith("metadata[") and name.endswith("]")
-    }
-    rows = [row for row in service.store.completions(model=model) if wanted.items() <= row.labels.items()]
-    return page(rows, told, after=after, limit=limit, order=order)
+    labels = labels_of(request)
+    found = service.store.completion_page(model=model, labels=labels, after=after, limit=limit, order=order)
+    return page_of(found, told)
 
 
 @router.get("/{completion_id}", dependencies=[Depends(needs("read"))])

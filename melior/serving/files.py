@@ -18,7 +18,7 @@ from melior.errors import CheckpointError, NotFound
 from melior.serving.problems import Problem
 from melior.serving.security import needs
 from melior.serving.service import Service
-from melior.serving.wire import MOST, Order, page, seconds
+from melior.serving.wire import MOST, Order, page_of, seconds
 from melior.store.query import new_id
 from melior.store.rows import File
 
@@ -65,8 +65,7 @@ def listed(
 ) -> dict[str, Any]:
     """The files there are."""
     service: Service = request.app.state.service
-    rows = [row for row in service.store.files(purpose=purpose) if not expired(row)]
-    return page(rows, told, after=after, limit=limit, order=order)
+    return page_of(service.store.file_page(purpose=purpose, after=after, limit=limit, order=order), told)
 
 
 @router.get("/{file_id}", dependencies=[Depends(needs("read"))])

@@ -28,7 +28,7 @@ from melior.serving.models import name_of, reference_of
 from melior.serving.problems import Problem
 from melior.serving.security import needs
 from melior.serving.service import Service
-from melior.serving.wire import page, seconds
+from melior.serving.wire import labels_of, page_of, seconds
 from melior.store.query import new_id
 from melior.store.rows import Job, JobEvent
 
@@ -92,14 +92,8 @@ def create(request: Request, asked: Asked, idempotency_key: Annotated[Id | None,
 def listed(request: Request, after: str | None = None, limit: int = Query(20, ge=1, le=100)) -> dict[str, Any]:
     """Jobs, the newest first; metadata[key]=value asks for those with that label."""
     service: Service = request.app.state.service
-    wanted = {
-        name.removeprefix("metadata[").removesuffix("]"): value
-        for name, value in request.query_params.items()
-        if name.startswith("metadata[") and name.endswith("]")
-    }
-    trained = [job for job in service.store.jobs() if job.eval_id is None]
-    rows = [job for job in trained if wanted.items() <= job.labels.items()]
-    return page(rows, lambda job: told(service, job), after=after, limit=limit)
+    jobs = service.store.job_page(labels=labels_of(request), after=after, limit=limit)
+    return page_of(jobs, lambda job: told(service, job))
 
 
 @router.get("/{job_id}", dependencies=[Depends(needs("read"))])
@@ -137,7 +131,8 @@ def events(
     """What happened to it, the newest first."""
     service: Service = request.app.state.service
     job = found(service, job_id)
-    return page(service.store.job_events(job.id), lambda event: told_event(job, event), after=after, limit=limit)
+    told_of = service.store.job_event_page(job.id, after=after, limit=limit)
+    return page_of(told_of, lambda event: told_event(job, event))
 
 
 def found(service: Service, job_id: str) -> Job:

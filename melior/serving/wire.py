@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
+from fastapi import Request
+
 from melior.errors import NotFound
 from melior.store.query import Order, Page
+from melior.store.schema import clean
 
 T = TypeVar("T")
 MOST = 10_000  # objects of a page, as OpenAI has it for files
@@ -16,6 +19,15 @@ MOST = 10_000  # objects of a page, as OpenAI has it for files
 def seconds(time: str) -> int:
     """A time of the store as Unix seconds."""
     return int(datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp())
+
+
+def labels_of(request: Request) -> dict[str, str]:
+    """The labels that a list is asked for, as clients write them: metadata[key]=value."""
+    return {
+        name.removeprefix("metadata[").removesuffix("]"): clean(value)
+        for name, value in request.query_params.items()
+        if name.startswith("metadata[") and name.endswith("]")
+    }
 
 
 def page(

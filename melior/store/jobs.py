@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from melior.errors import FencedError, StoreError
 from melior.store import schema
-from melior.store.query import Rows, add_row, fetch, find, later, new_id, now, one_of
+from melior.store.query import Page, Rows, add_row, fetch, find, labelled, later, new_id, now, one_of
 from melior.store.rows import Job, JobEvent, JobStatus, Level, Wanted
 from melior.store.webhooks import Event, announce
 
@@ -93,6 +93,15 @@ class Jobs(Rows):
     def jobs(self, *, status: JobStatus | None = None, method: str | None = None) -> list[Job]:
         """Jobs, the oldest first."""
         return self._list(Job, status=status, method=method)
+
+    def job_page(
+        self, *, labels: Mapping[str, str] | None = None, after: str | None = None, limit: int = 20
+    ) -> Page[Job]:
+        """Jobs that train, the newest first, with all of these labels."""
+        table = schema.jobs
+        return self._page(
+            Job, table.c.eval_id.is_(None), *labelled(table.c.labels, labels or {}), after=after, limit=limit
+        )
 
     # ------------------------------------------------------------------ what workers do
 
@@ -222,6 +231,10 @@ class Jobs(Rows):
     def job_events(self, job_id: str) -> list[JobEvent]:
         """What happened to a job, in order."""
         return self._list(JobEvent, job_id=self.job(job_id).id)
+
+    def job_event_page(self, job_id: str, *, after: str | None = None, limit: int = 20) -> Page[JobEvent]:
+        """What happened to a job, the newest first."""
+        return self._page(JobEvent, after=after, limit=limit, job_id=job_id)
 
     def _held(self, connection: Connection, job_id: str, fence: int) -> Job:
         """The job, if this fence is the newest and the job runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +20,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    or_,
     select,
     type_coerce,
 )
@@ -178,6 +180,16 @@ def fetch_page(
     ordered = query.order_by(table.c.sequence if order == "asc" else table.c.sequence.desc())
     rows = _read(connection, kind, ordered.limit(limit + 1))
     return Page(rows[:limit], len(rows) > limit)
+
+
+def labelled(column: ColumnElement[Any], labels: Mapping[str, str]) -> list[ColumnElement[bool]]:
+    """Conditions that a column of labels holds all of these; plain text, so that both databases read it alike."""
+    text = type_coerce(column, Text)
+    pairs = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in labels.items()]
+    return [
+        or_(func.substr(text, 1, len(pair) + 1) == f"{{{pair}", func.replace(text, f", {pair}", "") != text)
+        for pair in pairs
+    ]
 
 
 def find(connection: Connection, kind: type[Kind], reference: str) -> Kind:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, update
 
 from melior.errors import NotFound
 from melior.store import schema
-from melior.store.query import TABLES, Rows, add_row, fetch, find, new_id, now
+from melior.store.query import TABLES, Order, Page, Rows, add_row, fetch, find, labelled, new_id, now
 from melior.store.rows import Completion, File, Key
 
 
@@ -65,6 +65,14 @@ class Served(Rows):
         """The files that hold these exports, the oldest first."""
         found = self._among(File, schema.files.c.dataset_id, dataset_ids)
         return sorted((row for row in found if row.deleted is None), key=lambda row: row.created)
+
+    def file_page(
+        self, *, purpose: str | None = None, after: str | None = None, limit: int = 20, order: Order = "desc"
+    ) -> Page[File]:
+        """The files there are that have not expired."""
+        table = schema.files
+        there = table.c.deleted.is_(None) & (table.c.expires.is_(None) | (table.c.expires > now()))
+        return self._page(File, there, after=after, limit=limit, order=order, purpose=purpose)
 
     def delete_file(self, file_id: str) -> File:
         """The file, no longer found."""
@@ -128,6 +136,20 @@ class Served(Rows):
         """The completions there are, the oldest first."""
         with self.database.read() as connection:
             return fetch(connection, Completion, schema.completions.c.deleted.is_(None), model=model)
+
+    def completion_page(
+        self,
+        *,
+        model: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        after: str | None = None,
+        limit: int = 20,
+        order: Order = "asc",
+    ) -> Page[Completion]:
+        """The completions there are, with all of these labels."""
+        table = schema.completions
+        there = [table.c.deleted.is_(None), *labelled(table.c.labels, labels or {})]
+        return self._page(Completion, *there, after=after, limit=limit, order=order, model=model)
 
     def label_completion(self, completion_id: str, labels: Mapping[str, str]) -> Completion:
         """The completion with other labels."""
