@@ -86,6 +86,9 @@ def test_a_supervised_job_from_upload_to_its_model(working: Live) -> None:
     assert last.fine_tuned_model_checkpoint == job.fine_tuned_model
     assert first.fine_tuned_model_checkpoint == f"{job.fine_tuned_model}:ckpt-step-9"
     assert first.metrics.step == 9 and first.metrics.train_loss != last.metrics.train_loss
+    for metrics in (first.metrics, last.metrics):
+        assert 0 <= metrics.train_mean_token_accuracy <= 1 and 0 <= metrics.valid_mean_token_accuracy <= 1
+        assert metrics.valid_loss is not None and metrics.valid_loss > 0
     said = [client.chat.completions.create(model=name, messages=SAY, max_tokens=4)  # type: ignore[arg-type]
             for name in (job.fine_tuned_model, first.fine_tuned_model_checkpoint)]  # fmt: skip
     answered = working.service.store.decisions([answer.id for answer in said])
@@ -113,7 +116,11 @@ def test_a_supervised_job_from_upload_to_its_model(working: Live) -> None:
 def test_preferences_and_rewards_too(working: Live, row: dict[str, Any], method: Any) -> None:
     client = working.client()
     if method["type"] == "reinforcement":
-        method["reinforcement"]["hyperparameters"] |= {"compute_multiplier": 0.25, "eval_samples": 1}
+        method["reinforcement"]["hyperparameters"] |= {
+            "compute_multiplier": 0.25,
+            "eval_samples": 1,
+            "eval_interval": 10,
+        }
     made = client.fine_tuning.jobs.create(model="tiny@prod", training_file=upload(client, row), method=method)
     job = done(client, made.id)
     assert job.status == "succeeded", job.error
@@ -122,8 +129,11 @@ def test_preferences_and_rewards_too(working: Live, row: dict[str, Any], method:
         assert recipe["dpo"]["beta"] == 0.2 and recipe["dpo"]["batch_size"] == 16
     else:
         assert recipe["grader"]["type"] == "string_check" and recipe["sampling"]["n"] == 2
-        (checkpoint,) = client.fine_tuning.jobs.checkpoints.list(job.id)
-        assert "train_reward_mean" in checkpoint.metrics.to_dict()
+        last, first = client.fine_tuning.jobs.checkpoints.list(job.id)  # one of each measurement
+        assert (last.step_number, first.step_number) == (20, 10)
+        assert last.fine_tuned_model_checkpoint == job.fine_tuned_model
+        for metrics in (last.metrics.to_dict(), first.metrics.to_dict()):
+            assert {"train_reward_mean", "valid_reward_mean"} <= metrics.keys()
 
 
 def test_a_job_is_paused_resumed_and_cancelled(working: Live) -> None:
