@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -16,6 +14,7 @@ import pytest
 import torch
 from live import Live
 from openai import OpenAI
+from promoter import Promote, promoting
 
 from melior.policies.adapters import LoRA
 from melior.policies.language import LanguagePolicy
@@ -27,34 +26,6 @@ from melior.types import Sampling
 SAID: Any = [{"role": "user", "content": "say something"}]
 SEEDS = 4
 WITHIN_S = 20.0  # a loaded machine; alone it takes less than one
-
-# Promotes for each line that it reads, in a process of its own, which kills itself at the n-th thing it asks of the
-# database: SIGKILL, as by an operator or the kernel.
-PROMOTER = """
-import os, signal, sys
-from sqlalchemy import event
-from melior.registry import Registry
-from melior.store import Store
-
-for line in sys.stdin:
-    at, version, baseline = int(line.split()[0]), *line.split()[1:]
-    child = os.fork()
-    if not child:
-        with Store.open(sys.argv[1]) as store:
-            left = at
-            def count(*_):
-                global left
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            for moment in ("before_cursor_execute", "after_cursor_execute", "commit"):
-                event.listen(store.database.engine, moment, count)
-            gate = store.add_gate(version, baseline, "promote")
-            Registry(store).promote(version, gate_id=gate.id)
-            count()  # it is promoted, and nobody was told yet
-            os._exit(0)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
 
 
 @pytest.fixture
@@ -201,22 +172,13 @@ def test_a_version_that_cannot_be_loaded_never_takes_over(server: Live, versions
 
 
 @pytest.fixture
-def promoter(server: Live) -> Iterator[Callable[[int, Version, Version], bool]]:
-    """Promotes a version over another, killed at the n-th thing it asks of the database; whether it came through."""
-    command = [sys.executable, "-c", PROMOTER, server.service.settings.database]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
-
-        def promote(at: int, version: Version, over: Version) -> bool:
-            print(at, version.id, over.id, file=process.stdin, flush=True)
-            return int(process.stdout.readline()) == 0  # type: ignore[union-attr]
-
+def promoted(server: Live) -> Iterator[Promote]:
+    with promoting(server.service.settings.database) as promote:
         yield promote
-        process.stdin.close()
 
 
 def test_a_promotion_that_is_killed_leaves_the_whole_old_or_the_whole_new_version(
-    server: Live, versions: list[Version], promoter: Callable[[int, Version, Version], bool]
+    server: Live, versions: list[Version], promoted: Promote
 ) -> None:
     first, second, _ = versions
     client, store = server.client(), server.service.store
@@ -224,7 +186,7 @@ def test_a_promotion_that_is_killed_leaves_the_whole_old_or_the_whole_new_versio
     expected = {version.id: said(version)[1] for version in (first, second)}
     outcomes: list[tuple[bool, bool]] = []
     for at in range(200):
-        done = promoter(at, second, first)
+        done = promoted(at, second, first)
         held = store.alias("support", "prod")
         assert held is not None and store.alias_event(held.event_id).version_id == held.version_id
         moved = held.version_id == second.id
