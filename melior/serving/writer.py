@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from melior.serving.problems import Problem
 from melior.store import Store
-from melior.store.log import Said
+from melior.store.feedback import Said
 from melior.store.rows import Feedback
 
 MOST = 256  # of one transaction
