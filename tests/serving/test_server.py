@@ -151,7 +151,7 @@ def test_what_nobody_foresaw_is_told_without_a_trace(server: Live, monkeypatch: 
     def broken(**_: Any) -> Any:
         raise RuntimeError("secret /etc/passwd")
 
-    monkeypatch.setattr(server.service.store, "files", broken)
+    monkeypatch.setattr(server.service.store, "file_page", broken)
     with server.http() as client:
         answer = client.get("/v1/files")
     assert answer.status_code == 500 and "secret" not in answer.text and error(answer)["type"] == "server_error"
