@@ -96,7 +96,7 @@ def export(
     if format is not None:
         _check_format(wanted, format)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export.draft-") as folder:
         draft = Path(folder, name or path.name)
         with _moment(store) as connection:
             done = _final_pass(connection, wanted, draft, format, origin)
