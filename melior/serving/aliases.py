@@ -51,12 +51,17 @@ class Aliases:
             before = self.meant.get(reference)
         if before is None or before.id == now.id:
             return self._means(reference, now)
+        if now.id in self.broken:
+            return before
         try:
-            waits = now.id in self.broken or not self._ready(now)
-            return before if waits and self._ready(before) else self._means(reference, now)
+            if not self._ready(now):
+                if self._ready(before):
+                    return before
+                self._load(now)  # neither is held, so nobody is kept from an answer
         except MeliorError as error:
             self._refuse(reference, now, error)
             return before
+        return self._means(reference, now)
 
     def forget(self, version: Version) -> None:
         """Lets nothing answer with a version any more."""
@@ -76,13 +81,15 @@ class Aliases:
             self.thread.join()
 
     def look(self) -> None:
-        """Loads what aliases point to by now, lets it answer, and frees what answers to nothing any more."""
+        """Loads what aliases in use point to by now, lets it answer, and frees what answers to nothing any more."""
         with self.lock:
             meant = dict(self.meant)
         for reference, before in meant.items():
             now = Registry(self.store).get(reference)
             if now.id != before.id and now.id not in self.broken:
                 try:
+                    if not self._ready(before):  # nobody asks; who does will have it loaded
+                        continue
                     self._load(now)
                 except Problem:  # no room yet
                     continue

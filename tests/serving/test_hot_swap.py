@@ -167,6 +167,16 @@ def test_a_version_that_cannot_be_loaded_never_takes_over(server: Live, versions
     with pytest.raises(openai.InternalServerError, match="log says why") as error:
         by(second.id)
     assert str(second.folder) not in str(error.value)
+    voices = server.service.voices
+    with voices.changed:  # as if others had needed the room
+        assert all([voice.stop_if_idle() for voice in voices.loaded.values()])
+        voices.loaded.clear()
+    assert by() == first.id
+    server.service.aliases.broken.clear()  # as a server that has not tried it yet
+    with voices.changed:
+        assert all([voice.stop_if_idle() for voice in voices.loaded.values()])
+        voices.loaded.clear()
+    assert by() == first.id and second.id in server.service.aliases.broken
     Registry(store).rollback("support")
     assert by() == first.id
 
