@@ -111,7 +111,7 @@ class JudgeReport:
             return f"Refused: {'; '.join(self.reasons)}."
         return (
             f"Accepted: {self.judge} agrees with people on {self.agreement} of {self.graded} {self.of} "
-            f"(floor {self.floor.agreement:g}), and fell for no canary."
+            f"(floor {self.floor.agreement:g}), and nothing else speaks against it."
         )
 
     def to_json(self) -> dict[str, Any]:
