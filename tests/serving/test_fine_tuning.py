@@ -93,6 +93,7 @@ def test_a_supervised_job_from_upload_to_its_model(working: Live) -> None:
             for name in (job.fine_tuned_model, first.fine_tuned_model_checkpoint)]  # fmt: skip
     answered = working.service.store.decisions([answer.id for answer in said])
     assert len({decision.record.policy_version for decision in answered}) == 2
+    assert len(working.service.voices.loaded) == 1, "both over the model they were trained from, held once"
     with pytest.raises(openai.NotFoundError, match="keeps no model of step 3") as unknown:
         client.models.retrieve(f"{job.fine_tuned_model}:ckpt-step-3")
     assert unknown.value.code == "model_not_found"
