@@ -15,6 +15,7 @@ import secrets
 from dataclasses import replace
 from typing import Annotated, Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -25,6 +26,7 @@ from melior.serving.pictures import is_picture, keep, received
 from melior.serving.problems import Problem
 from melior.serving.security import needs
 from melior.serving.service import Service
+from melior.store.log import Decided
 from melior.store.query import new_id
 from melior.store.rows import Version
 from melior.types import Record, Sampling
@@ -50,9 +52,17 @@ class Asked(BaseModel):
 
 
 @router.post("", dependencies=[Depends(needs("infer"))])
-def decide(request: Request, asked: Asked) -> dict[str, Any]:
+async def decide(request: Request, asked: Asked) -> dict[str, Any]:
     """What the policy decides, once it is in the log; with n, so many draws, of which the first stands at the top."""
     service: Service = request.app.state.service
+    version, decided = await anyio.to_thread.run_sync(_decided, service, asked)
+    await service.writer.log(decided)
+    told = [_told(name, record, version) for name, record in zip(decided.ids, decided.records, strict=True)]
+    return {**told[0], "decisions": told} if asked.n > 1 else told[0]
+
+
+def _decided(service: Service, asked: Asked) -> tuple[Version, Decided]:
+    """What is decided, not yet in the log, and by which version."""
     if asked.temperature == 0 and asked.n > 1:
         raise Problem(400, f"temperature 0 is one decision, and n asks for {asked.n}", param="n")
     version = version_of(service, asked.model)
@@ -68,9 +78,7 @@ def decide(request: Request, asked: Asked) -> dict[str, Any]:
     ids = [new_id("dec") for _ in records]
     alias = asked.model.partition("@")[2] or None
     chances = [propensities(record) for record in records]
-    service.store.add_records(records, ids=ids, alias=alias, episode_id=asked.episode_id, propensities=chances)
-    told = [_told(name, record, version) for name, record in zip(ids, records, strict=True)]
-    return {**told[0], "decisions": told} if asked.n > 1 else told[0]
+    return version, Decided(ids, records, alias, asked.episode_id, chances)
 
 
 def propensities(record: Record) -> list[float] | None:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from melior.serving.problems import Problem
 from melior.store import Store
 from melior.store.feedback import Said
+from melior.store.log import Decided
 from melior.store.rows import Feedback
 
+T = TypeVar("T")
 MOST = 256  # of one transaction
 MOST_WAITING = 1_024  # more than this would wait for seconds
 WAIT_S = 30.0  # for the database to say that it is sure
@@ -28,9 +31,9 @@ AGAIN_S = 1  # when to come again
 class Asked:
     """One thing to write, and whom to tell."""
 
-    said: Said
+    what: Said | Decided
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Feedback]
+    future: asyncio.Future[Any]
 
 
 @dataclass
@@ -65,8 +68,21 @@ class Writer:
             StoreError: if the store refuses it.
             Problem: if too much waits already, or the database does not answer.
         """
+        row: Feedback = await self._written(said)
+        return row
+
+    async def log(self, decided: Decided) -> None:
+        """Returns once the decisions are durable.
+
+        Raises:
+            StoreError: if the store refuses them.
+            Problem: if too much waits already, or the database does not answer.
+        """
+        await self._written(decided)
+
+    async def _written(self, what: Said | Decided) -> Any:
         loop = asyncio.get_running_loop()
-        asked = Asked(said, loop, loop.create_future())
+        asked = Asked(what, loop, loop.create_future())
         with self.awake:
             if self.stopped:
                 raise Problem(503, "this server is stopping; ask another", retry=True)
@@ -93,8 +109,22 @@ class Writer:
             return [self.waiting.popleft() for _ in range(min(MOST, len(self.waiting)))]
 
     def _write(self, batch: Sequence[Asked]) -> None:
+        decided = [(asked, asked.what) for asked in batch if isinstance(asked.what, Decided)]
+        said = [(asked, asked.what) for asked in batch if isinstance(asked.what, Said)]
+        if decided:  # first: what is said may be of them
+            self._together(decided, self._log)
+        if said:
+            self._together(said, self.store.add_feedbacks)
+
+    def _log(self, decided: Sequence[Decided]) -> Sequence[None]:
+        self.store.add_decided(decided)
+        return [None] * len(decided)
+
+    def _together(self, pairs: Sequence[tuple[Asked, T]], write: Callable[[Sequence[T]], Sequence[Any]]) -> None:
+        """One transaction, and everybody told what became of their own."""
+        batch = [asked for asked, _ in pairs]
         try:
-            results: Sequence[Feedback | Exception] = self.store.add_feedbacks([asked.said for asked in batch])
+            results: Sequence[Any] = write([what for _, what in pairs])
         except Exception as error:  # of the database: nobody's is kept
             results = [error] * len(batch)
         for loop in {asked.loop for asked in batch}:
@@ -105,7 +135,7 @@ class Writer:
                 continue
 
 
-def _tell(results: Iterable[tuple[asyncio.Future[Feedback], Feedback | Exception]]) -> None:
+def _tell(results: Iterable[tuple[asyncio.Future[Any], Any]]) -> None:
     for future, result in results:
         if future.done():  # whoever asked has left
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, select
@@ -12,13 +13,38 @@ from sqlalchemy.exc import IntegrityError
 from melior.errors import StoreError
 from melior.store import schema
 from melior.store.declared import Declared
-from melior.store.feedback import Heard, Said
-from melior.store.query import add, fetch, find, in_force, new_id, now, record_columns, score_columns
+from melior.store.feedback import Heard
+from melior.store.query import add, fetch, find, new_id, now, record_columns, score_columns
 from melior.store.rows import Decision, Grade
 from melior.types import Record, Score
 
-__all__ = ["Log", "Said"]
-counts = in_force
+
+@dataclass(frozen=True)
+class Decided:
+    """What was decided at one time, under ids of its own."""
+
+    ids: Sequence[str]
+    records: Sequence[Record]
+    alias: str | None = None
+    episode_id: str | None = None
+    propensities: Sequence[Any] = ()  # any JSON per record, or none at all
+    run_id: str | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As rows of the log.
+
+        Raises:
+            StoreError: if a sequence has another length.
+        """
+        chances = self.propensities or [None] * len(self.records)
+        if not len(self.ids) == len(chances) == len(self.records):
+            told = f"{len(self.records)} records came with {len(self.ids)} ids and {len(chances)} propensities"
+            raise StoreError(told)
+        shared = {"run_id": self.run_id, "alias": self.alias, "episode_id": self.episode_id, "created": now()}
+        return [
+            {"id": name, "propensities": chance, **record_columns(record), **shared}
+            for name, chance, record in zip(self.ids, chances, self.records, strict=True)
+        ]
 
 
 class Log(Heard, Declared):
@@ -44,13 +70,16 @@ class Log(Heard, Declared):
         """
         names = list(ids) if ids is not None else [new_id("dec") for _ in records]
         chances = list(propensities) if propensities is not None else [None] * len(records)
-        if not len(names) == len(chances) == len(records):
-            raise StoreError(f"{len(records)} records came with {len(names)} ids and {len(chances)} propensities")
-        shared = {"run_id": run_id, "alias": alias, "episode_id": episode_id, "created": now()}
-        rows = [
-            {"id": name, "propensities": chance, **record_columns(record), **shared}
-            for name, chance, record in zip(names, chances, records, strict=True)
-        ]
+        self.add_decided([Decided(names, records, alias, episode_id, chances, run_id)])
+        return names
+
+    def add_decided(self, decided: Sequence[Decided]) -> None:
+        """Stores what many decided, all of it or nothing, in one transaction.
+
+        Raises:
+            StoreError: if an id is taken, a value is not JSON, or a sequence has another length.
+        """
+        rows = [row for one in decided for row in one.rows()]
         with self.database.write() as connection:
             try:
                 add(connection, schema.records, rows)
@@ -58,7 +87,6 @@ class Log(Heard, Declared):
                 raise StoreError(
                     f"a decision id is taken ({error.orig}); every decision needs an id of its own"
                 ) from error
-        return names
 
     def decisions(
         self,

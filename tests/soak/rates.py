@@ -30,6 +30,7 @@ from melior.store import Store
 FEEDBACK = {"metric_name": "helpful", "value": True, "episode_id": EPISODE, "comment": "as it should be"}
 WARM = 30  # requests before anything is measured: the first of each kind compile their queries
 FEEDBACK_RATE, DECISION_RATE, TOO_MUCH = 310.0, 200.0, 3_000.0  # per second
+CROWD = 800  # connections at once that send too much: more than a server answers at once
 SWAP_S = 1.0  # between two promotions
 
 
@@ -88,7 +89,7 @@ def soak(folder: Path, database: str = "", *, seconds: float = 20.0) -> dict[str
         with promoting(served) as promoted:
             told["chat_under_promotion"] = offer(served, "/v1/chat/completions", CHAT, rate=5, seconds=seconds)
         told["too_much"] = offer(
-            served, "/v1/feedback", FEEDBACK, rate=TOO_MUCH, seconds=5, key="much-", connections=512
+            served, "/v1/feedback", FEEDBACK, rate=TOO_MUCH, seconds=5, key="much-", connections=CROWD
         )
         with served.client() as client:
             after = client.post("/v1/feedback", json=FEEDBACK).status_code
@@ -96,20 +97,21 @@ def soak(folder: Path, database: str = "", *, seconds: float = 20.0) -> dict[str
     if set(told["chat_under_promotion"]["statuses"]) != {"200"}:
         faults.append(f"requests failed while models were promoted: {told['chat_under_promotion']['statuses']}")
     for name in ("feedback", "decisions"):
-        if set(told[name]["statuses"]) - {"200", "503"}:
+        if set(told[name]["statuses"]) - {"200", "503", "never sent"}:
             faults.append(f"{name}: {told[name]['statuses']}")
     much = told["too_much"]["statuses"]
-    if set(much) - {"200", "429", "503"} or told["too_much"]["refusals_with_retry_after"] != sum(
-        count for status, count in much.items() if status != "200"
-    ):
+    refused = much.get("429", 0) + much.get("503", 0)
+    if set(much) - {"200", "429", "503", "lost", "never sent"} or not refused:
         faults.append(f"too much was answered with {much}")
+    if told["too_much"]["refusals_with_retry_after"] != refused:
+        faults.append(f"of {refused} refusals {told['too_much']['refusals_with_retry_after']} say when to come again")
     if after != 200:
         faults.append(f"after too much had come, feedback was answered with {after}")
     with Store.open(database) as store:
         versions = {row.record.policy_version for row in store.decisions()} & set(promoted)
         kept = len(store.feedback(metric="helpful"))
     sent = sum(told[name]["statuses"].get("200", 0) for name in ("feedback", "too_much"))
-    if kept != sent + WARM + (after == 200):
+    if kept < sent + WARM + (after == 200):
         faults.append(f"{sent + WARM + 1} were acknowledged and {kept} are stored")
     return {
         "database": database.partition(":")[0],
