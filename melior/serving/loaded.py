@@ -198,15 +198,20 @@ class Voices:
 
     def _model(self, folder: str) -> Voice:
         """The voice of a whole model; loaded by whoever asks first, while the others wait."""
+        until = time.monotonic() + self.room_s
         with self.changed:
-            while folder in self.coming:
-                self.changed.wait()
-            if self.ended:
-                raise Problem(503, "this server is stopping; ask another", retry=True)
-            if folder in self.loaded:
-                self.loaded.move_to_end(folder)
-                return self.loaded[folder]
-            self._make_room()
+            while True:
+                if self.ended:
+                    raise Problem(503, "this server is stopping; ask another", retry=True)
+                if folder in self.loaded:
+                    self.loaded.move_to_end(folder)
+                    return self.loaded[folder]
+                if folder not in self.coming and self._room():
+                    break
+                if folder not in self.coming and time.monotonic() > until:
+                    told = f"all {self.most} models that there is room for are answering; ask again in {AGAIN_S} s"
+                    raise Problem(503, told, code="overloaded", retry=True, headers={"retry-after": str(AGAIN_S)})
+                self.changed.wait(LOOK_S)
             self.coming.add(folder)
         try:
             voice = Voice(load_policy(folder))
@@ -218,15 +223,11 @@ class Voices:
                 self.coming.discard(folder)
                 self.changed.notify_all()
 
-    def _make_room(self) -> None:
-        """Waits until there is room for another model. A model that is answering is never dropped."""
-        until = time.monotonic() + self.room_s
+    def _room(self) -> bool:
+        """Whether there is room for another model, made by those that answer nobody; one that does is never dropped."""
         while len(self.loaded) + len(self.coming) >= self.most:
             idle = next((folder for folder, voice in self.loaded.items() if voice.stop_if_idle()), None)
-            if idle is not None:
-                del self.loaded[idle]
-            elif time.monotonic() > until:
-                told = f"all {self.most} models that there is room for are answering; ask again in {AGAIN_S} s"
-                raise Problem(503, told, code="overloaded", retry=True, headers={"retry-after": str(AGAIN_S)})
-            else:
-                self.changed.wait(LOOK_S)
+            if idle is None:
+                return False
+            del self.loaded[idle]
+        return True

@@ -202,7 +202,7 @@ def test_what_is_held_is_bounded_and_what_answers_is_never_dropped(
         return step()
 
     busy.engine.step = slowly  # type: ignore[method-assign]
-    with ThreadPoolExecutor(2) as threads:
+    with ThreadPoolExecutor(4) as threads:
         answering = threads.submit(said, client, "large")
         until = time.monotonic() + 20
         while not busy.tickets:
@@ -212,9 +212,12 @@ def test_what_is_held_is_bounded_and_what_answers_is_never_dropped(
             ask(client, "little")
         assert full.value.status_code == 503 and full.value.response.headers["retry-after"]
         voices.room_s = 20
-        waiting = threads.submit(said, client, "little")
+        waiting = [threads.submit(said, client, "little") for _ in range(3)]
+        time.sleep(0.3)
         go_on.set()
-        assert answering.result() == alone(folder_of("qwen3")) and waiting.result() == alone(folder_of("llama"))
+        assert answering.result() == alone(folder_of("qwen3"))
+        assert {each.result() for each in waiting} == {alone(folder_of("llama"))}
+    assert len(voices.loaded) == 1 == sum(thread.name == "voice" for thread in threading.enumerate())
 
 
 # ---------------------------------------------------------------------- deletion and names
