@@ -98,15 +98,15 @@ async def give(
 @router.get("", dependencies=[Depends(needs("read"))])
 def listed(
     request: Request,
-    metric_name: str | None = None,
-    decision_id: str | None = None,
-    inference_id: str | None = None,
-    episode_id: str | None = None,
-    source: str | None = None,
-    made_from: str | None = None,
+    metric_name: Name | None = None,
+    decision_id: Id | None = None,
+    inference_id: Id | None = None,
+    episode_id: Id | None = None,
+    source: Name | None = None,
+    made_from: Id | None = None,
     in_force: bool = False,
     search: Annotated[str, StringConstraints(max_length=500)] = "",
-    after: str | None = None,
+    after: Id | None = None,
     limit: int = Query(20, ge=1, le=1_000),
     order: Order = "desc",
 ) -> dict[str, Any]:
