@@ -23,6 +23,7 @@ from melior.serving.service import Service
 
 LINGER_S = 3.0  # health checks commonly come every second or two
 DRAIN_S = 30.0  # for what is being answered
+KEEP_ALIVE_S = 75  # longer than proxies keep a connection (nginx: 60 s), or they would send into one that was closed
 TELL_S = 5.0  # for clients to be told that their answers will not be whole
 
 
@@ -73,6 +74,7 @@ def serve_until_stopped(
         log_level="warning",
         access_log=False,  # what was asked is in the log of the store, and counted by route
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=round(drain_s + TELL_S),
     )
     server = Draining(config, service, linger_s=linger_s, drain_s=drain_s)

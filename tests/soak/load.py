@@ -151,6 +151,8 @@ class Connection:
 
     async def exchange(self, request: bytes, timeout_s: float) -> tuple[str, bytes, bytes]:
         """Status, head and content of one answer; "lost" where none came, "refused" where nobody took the request."""
+        if self.streams is not None and self.streams[0].at_eof():  # the server had enough of waiting
+            self.close()
         try:
             if self.streams is None:
                 place = urlsplit(self.url)

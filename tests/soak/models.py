@@ -10,6 +10,7 @@ from melior.store import Store
 from melior.types import Demonstration, Record
 
 TALKS, LABELS, EPISODE = "talk@prod", "label@prod", "soak"
+OTHER = "talk-otherwise"  # the folder of another version of what talks
 CHAT = {"model": TALKS, "messages": [{"role": "user", "content": "the cat sat"}], "max_tokens": 8}
 LABEL = {"model": LABELS, "input": {"height": 2.0, "colour": "red"}}
 
@@ -24,8 +25,9 @@ def register(database: str, folder: Path) -> None:
     rows = [Demonstration({"height": float(i % 7), "colour": ("red", "blue")[i % 2]}, ["no", "yes"][i % 2])
             for i in range(40)]  # fmt: skip
     ClassifierPolicy.make(Classifier(labels=("no", "yes")), rows).save(folder / "label")
-    (folder / "talk").mkdir(parents=True)
-    tiny_folder(folder / "talk", "llama", max_position_embeddings=4_096)
+    for seed, name in enumerate(("talk", OTHER)):
+        (folder / name).mkdir(parents=True)
+        tiny_folder(folder / name, "llama", max_position_embeddings=4_096, seed=seed)
     with Store.open(database) as store:
         store.add_records([Record(inputs="q", output="a")], episode_id=EPISODE)
         registry = Registry(store)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from models import CHAT, EPISODE, LABEL, register
+from models import CHAT, EPISODE, LABEL, OTHER, register
 from served import TOKEN, Served
 
 from melior.registry import Registry
@@ -31,7 +31,7 @@ FEEDBACK = {"metric_name": "helpful", "value": True, "episode_id": EPISODE, "com
 WARM = 30  # requests before anything is measured: the first of each kind compile their queries
 FEEDBACK_RATE, DECISION_RATE, TOO_MUCH = 310.0, 200.0, 3_000.0  # per second
 CROWD = 800  # connections at once that send too much: more than a server answers at once
-SWAP_S = 1.0  # between two promotions
+SWAP_S = 2.0  # between two promotions
 
 
 def offer(served: Served, path: str, body: object, *, rate: float, seconds: float, **more: Any) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def promoting(served: Served) -> Iterator[list[str]]:
     stop, done = threading.Event(), list[str]()
     with Store.open(served.database) as store:
         registry = Registry(store)
-        folder = served.folder / "models" / "talk"
-        two = [registry.register("talk", folder, method="sft", base_model="none").id for _ in range(2)]
+        folders = [served.folder / "models" / name for name in ("talk", OTHER)]
+        two = [registry.register("talk", folder, method="sft", base_model="none").id for folder in folders]
 
         def swap() -> None:
             while not stop.wait(SWAP_S):
