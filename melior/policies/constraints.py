@@ -50,9 +50,12 @@ def json_rule(schema: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: if it has a key that would loosen what the schema says.
     """
-    if _has_key(schema, OWN):
-        raise ConfigError(f"the schema has the key {OWN!r}, which belongs to the library that follows it; leave it out")
-    return "%json " + json.dumps({**schema, OWN: {"whitespace_pattern": GAP}})
+    try:
+        if _has_key(schema, OWN):
+            raise ConfigError(f"the schema has the key {OWN!r}, which is the library's that follows it; leave it out")
+        return "%json " + json.dumps({**schema, OWN: {"whitespace_pattern": GAP}})
+    except RecursionError:
+        raise ConfigError("the schema is nested too deeply to be followed; use $ref and $defs") from None
 
 
 def call_rule(form: Form, tools: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:

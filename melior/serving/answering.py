@@ -142,11 +142,12 @@ class Answering:
             Problem: if an answer was given up.
         """
         decided = {number: self.samples[number] for number in sorted(self.samples) if self.samples[number].decisions}
-        self.service.store.add_records(
-            [self._record(number, sample) for number, sample in decided.items()],
-            ids=[f"{self.id}:{number}" if number else self.id for number in decided],
-            alias=self.alias,
-        )
+        if decided:
+            self.service.store.add_records(
+                [self._record(number, sample) for number, sample in decided.items()],
+                ids=[f"{self.id}:{number}" if number else self.id for number in decided],
+                alias=self.alias,
+            )
         tokens = self.service.metrics.tokens
         tokens.labels(self.version.name, "input").inc(sum(len(ticket.context) for ticket in self.tickets))
         tokens.labels(self.version.name, "output").inc(sum(len(sample.decisions) for sample in decided.values()))

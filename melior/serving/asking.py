@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from melior.data.calls import Form, names_of
 from melior.data.formats.messages import messages_of
@@ -25,7 +26,20 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class Drawn(BaseModel):
+class Texts(BaseModel):
+    """A request whose texts are made of characters: half of a surrogate pair has no bytes for a tokenizer to read."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_characters(cls, values: Any) -> Any:
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"a text holds \\u{ord(error.object[error.start]):04x}, half of a character") from None
+        return values
+
+
+class Drawn(Texts):
     """How tokens are drawn: the settings that chats and completions share."""
 
     model_config = ConfigDict(extra="allow")  # clients send names and ids for their own bookkeeping
@@ -168,7 +182,7 @@ class Asked(Drawn):
             raise unserved(f"tool_choice can be auto, none, required or a function, not {choice!r}", "tool_choice")
         functions = [tool["function"] for tool in self.offered]
         if isinstance(choice, Mapping):
-            name = (choice.get("function") or {}).get("name")
+            name = _within(choice, "function").get("name")
             functions = [function for function in functions if function["name"] == name]
             if choice.get("type") != "function" or not functions:
                 told = f"tool_choice names the function {name!r}, which is none of {sorted(names_of(self.tools))}"
@@ -198,7 +212,7 @@ def format_rule(asked: Mapping[str, Any] | None, param: str = "response_format")
         return json_rule(ANY_OBJECT)
     if kind != "json_schema":
         raise unserved(f"response_format can be text, json_object or json_schema, not {kind!r}", param)
-    schema = (asked.get("json_schema") or {}).get("schema")
+    schema = _within(asked, "json_schema").get("schema")
     if not isinstance(schema, Mapping):
         raise unserved("response_format of type 'json_schema' needs json_schema.schema", param)
     return json_rule(schema)
@@ -207,6 +221,12 @@ def format_rule(asked: Mapping[str, Any] | None, param: str = "response_format")
 def unserved(told: str, param: str) -> Problem:
     """What the dialect has and nothing here could follow."""
     return Problem(400, told, param=param, code="unsupported_value")
+
+
+def _within(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """What lies under the key; nothing, if that is no object."""
+    inner = value.get(key)
+    return inner if isinstance(inner, Mapping) else {}
 
 
 def _token(text: str) -> int:

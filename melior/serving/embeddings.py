@@ -7,10 +7,10 @@ import threading
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from melior.errors import NotFound
-from melior.serving.asking import Name, unserved
+from melior.serving.asking import Name, Texts, unserved
 from melior.serving.problems import Problem
 from melior.serving.security import needs
 
@@ -20,7 +20,7 @@ MOST = 256  # texts of one request
 _one_at_a_time = threading.Lock()  # each takes all cores it gets
 
 
-class Asked(BaseModel):
+class Asked(Texts):
     """What a client sends."""
 
     model_config = ConfigDict(extra="ignore")

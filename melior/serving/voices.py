@@ -75,6 +75,7 @@ class Ticket:
         while self.left:
             piece = await self.pieces.get()
             if isinstance(piece, BaseException):
+                self.left = 0  # nothing more will come
                 raise piece
             self.left -= piece.sample is not None
             yield piece

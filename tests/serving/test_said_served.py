@@ -72,6 +72,13 @@ def ask(client: OpenAI, **more: Any) -> Any:
     return client.chat.completions.create(**{**asked, **more})
 
 
+def deep(levels: int) -> Any:
+    schema: Any = {"type": "object"}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
 def fits(name: str, schema: Any, **more: Any) -> Any:
     return {"type": "json_schema", "json_schema": {"name": name, "schema": schema, **more}}
 
@@ -230,6 +237,8 @@ def test_what_a_model_says_freely_stays_text_where_it_calls_nothing(client: Open
         ({"logit_bias": {"99999": 1}}, "99999"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "parts"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "robot"),
+        ({"response_format": {"type": "json_schema", "json_schema": [1]}}, "json_schema.schema"),
+        ({"response_format": fits("x", deep(450))}, "nested too deeply"),
     ],
 )
 def test_what_cannot_be_said_or_read_is_told(client: OpenAI, change: dict[str, Any], told: str) -> None:
@@ -237,6 +246,19 @@ def test_what_cannot_be_said_or_read_is_told(client: OpenAI, change: dict[str, A
         with pytest.raises(openai.BadRequestError) as error:
             ask(client, stream=stream, **change)
         assert told in str(error.value)
+
+
+def test_half_a_character_is_no_text(tiny: Live) -> None:
+    half = {
+        "model": "tiny@prod",
+        "max_tokens": 2,
+        "messages": [{"role": "user", "content": "\ud800"}],
+        "prompt": "\ud800",
+    }
+    with tiny.http() as http:
+        for path in ("chat/completions", "completions"):
+            got = http.post(f"/v1/{path}", content=json.dumps(half), headers={"content-type": "application/json"})
+            assert got.status_code == 400 and "half of a character" in got.json()["error"]["message"]
 
 
 # ---------------------------------------------------------------------- log-probs and biases
