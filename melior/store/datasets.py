@@ -98,7 +98,7 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export.draft-") as folder:
         draft = Path(folder, name or path.name)
-        with _moment(store) as connection:
+        with moment(store) as connection:
             done = _final_pass(connection, wanted, draft, format, origin)
         with durable_file(path) as target, draft.open("rb") as source:
             shutil.copyfileobj(source, target)
@@ -130,7 +130,7 @@ def _check_format(wanted: Wanted, format: str) -> None:
 
 
 @contextmanager
-def _moment(store: Store) -> Iterator[Connection]:
+def moment(store: Store) -> Iterator[Connection]:
     """A transaction that sees the log as it is now, however much is added meanwhile."""
     with store.database.read() as connection:
         if connection.dialect.name == "postgresql":  # SQLite's transactions are like that by themselves

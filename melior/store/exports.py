@@ -230,8 +230,9 @@ def _said(
     of_episodes = select(table.c.id).where(*asked, table.c.decision_id.is_(None), table.c.episode_id.is_not(None))
     if not (wanted.name or wanted.alias or wanted.version):
         here = [table.c.episode_id == wanted.episode] if wanted.episode else []
-        for name in connection.scalars(of_episodes.where(*here).order_by(table.c.sequence)):
-            left.add("of a whole episode, not of one output", name)
+        for page in _pages(connection, of_episodes.where(*here).order_by(table.c.sequence)):
+            for name in page:
+                left.add("of a whole episode, not of one output", name)
     joined = select(table.c.id).join(records, records.c.id == table.c.decision_id)
     query = joined.where(*asked, *_by(connection, wanted)).order_by(*order, table.c.sequence)
     for page in _pages(connection, query):

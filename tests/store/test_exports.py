@@ -12,7 +12,7 @@ import pytest
 from melior.data.formats import as_json, read_examples
 from melior.errors import ConfigError, DataError
 from melior.store import Store
-from melior.store.datasets import Exported, export
+from melior.store.datasets import Exported, export, moment
 from melior.store.exports import ORIGIN, LeftOut, Wanted, rows_of
 from melior.store.feedback import Said
 from melior.types import Demonstration, Preference, Rated, Record, Sampling, SlateRequest, Task
@@ -251,6 +251,21 @@ def test_tasks_of_one_kind_of_row_are_typed(store: Store, tmp_path: Path) -> Non
         (Task, {"age": 67}),
         (Task, {"age": 30}),
     ]
+
+
+def test_what_is_said_meanwhile_is_in_no_pass_over_the_log(store: Store) -> None:
+    decided = store.add_records([Record(inputs=f"{number}", output="?") for number in range(600)])  # two pages
+    store.add_feedbacks([Said(metric="demonstration", value="!", decision_id=one) for one in decided])
+    first, *_ = store.feedback(decision_id=decided[-1])
+    with moment(store) as connection:
+        found = rows_of(connection, Wanted(kind="demonstrations"), LeftOut())
+        next(found)
+        store.add_feedback("demonstration", "late", decision_id=decided[0])
+        store.add_feedback("demonstration", "corrected", decision_id=decided[-1], replaces=first.id)
+        assert [made.example.output for made in found] == ["!"] * 599  # type: ignore[union-attr]
+        assert len(list(rows_of(connection, Wanted(kind="demonstrations"), LeftOut()))) == 600
+    with moment(store) as connection:
+        assert len(list(rows_of(connection, Wanted(kind="demonstrations"), LeftOut()))) == 601
 
 
 @pytest.mark.slow
