@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
 from melior.cli.output import DATABASE, JSON, STORE, say, say_json, say_table, told
 from melior.errors import ConfigError
 
+Level = Literal["debug", "info", "warning", "error"]
 keys = typer.Typer(no_args_is_help=True, help="Keys: add, list, revoke.", rich_markup_mode=None)
 
 
@@ -38,6 +39,10 @@ def serve(
     ),
     loaded: int = typer.Option(2, "--loaded", min=1, help="Models with all their weights held in memory at once."),
     work: bool = typer.Option(True, "--work/--no-work", help="Whether jobs are done here, or by other workers."),
+    access_log: bool = typer.Option(
+        False, "--access-log/--no-access-log", help="A line of JSON on stderr for each request: no tokens, no bodies."
+    ),
+    log_level: Level = typer.Option("warning", "--log-level", help="From what level on stderr is told things."),
 ) -> None:
     """Serve the OpenAI dialect, and melior's own words for feedback, on one port.
 
@@ -51,6 +56,7 @@ def serve(
     curl -H "Authorization: Bearer $MELIOR_TOKEN" http://127.0.0.1:8000/v1/models
     """
     try:
+        from melior.serving.access import log_requests
         from melior.serving.app import create_app
         from melior.serving.bases import named_models
         from melior.serving.drain import serve_until_stopped
@@ -61,6 +67,7 @@ def serve(
     from melior.store import Store
     from melior.store.database import default_database
 
+    log_requests(log_level, access=access_log)
     home = default_database().parent
     where = database or f"sqlite:///{default_database()}"
     token = os.environ.get("MELIOR_TOKEN") or None

@@ -26,6 +26,7 @@ from melior.serving import (
     models,
     webhooks,
 )
+from melior.serving.access import AccessLog
 from melior.serving.metrics import Counted
 from melior.serving.openapi import describe
 from melior.serving.problems import Problem, tell_problems
@@ -83,7 +84,8 @@ def create_app(service: Service) -> FastAPI:
         "draining": service.draining,
     }
     app.add_middleware(Guard, **guard)
-    app.add_middleware(Counted, metrics=service.metrics)  # outermost: what the guard refuses is counted too
+    app.add_middleware(Counted, metrics=service.metrics)  # what the guard refuses is counted too
+    app.add_middleware(AccessLog)  # outermost
     return app
 
 

@@ -8,6 +8,7 @@ What happens otherwise: CVE-2025-62593, DNS rebinding against a server on localh
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import secrets
@@ -35,6 +36,7 @@ OPEN = ("/healthz", "/readyz")  # what needs no token: whether the server lives,
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KNOWN_S = 5.0  # a key that was looked up is believed so long; a revoked one is refused after it
 AGAIN_S = 1  # when to come again, where too much is being answered
+PIECE_S = 30.0  # for the next piece of a body: who drips bytes holds no request open for ever
 MOST_KNOWN = 1_000  # keys, and clients with a rate, that are remembered
 FIRST_TOKEN = "melior-first"  # the name of the key that is made where there is none
 
@@ -241,20 +243,30 @@ class _Body:
 
     def __init__(self, receive: Any, most: int) -> None:
         self.source, self.most, self.left = receive, most, most
+        self.whole = self.slow = False
 
     async def receive(self) -> Any:
-        message = await self.source()
+        try:
+            async with asyncio.timeout(None if self.whole else PIECE_S):
+                message = await self.source()
+        except TimeoutError:
+            self.slow = True
+        if self.slow:
+            return {"type": "http.disconnect"}
+        self.whole = not message.get("more_body", False)
         self.left -= len(message.get("body", b""))
         return message if self.left >= 0 else {"type": "http.disconnect"}
 
     def unless_too_long(self, send: Any) -> Any:
         async def sending(message: Any) -> None:
-            if self.left >= 0:
+            if self.left >= 0 and not self.slow:
                 await send(message)
 
         return sending
 
     def check(self) -> None:
+        if self.slow:
+            raise Problem(408, f"nothing more of the body came for {PIECE_S:g} s", code="request_timeout", retry=True)
         if self.left < 0:
             raise Problem(413, f"the body is longer than the {self.most:,} bytes this path takes")
 

@@ -309,7 +309,7 @@ def test_models_are_versions_and_names(server: Live, tmp_path: Path) -> None:
     version = registry.register("support", folder, method="sft", base_model="base")
     registry.promote(version.id, force=True, reason="first")
     client = server.client()
-    assert {model.id for model in client.models.list()} == {version.id, "support@prod"}
+    assert {version.id, "support@prod"} <= {model.id for model in client.models.list()}  # and what was pulled
     assert client.models.retrieve("support@prod").owned_by == "support"
     with pytest.raises(openai.NotFoundError, match="there is no model 'other/one'"):
         client.models.retrieve("other/one")
