@@ -132,7 +132,8 @@ def _words(told: Mapping[str, Any]) -> Iterator[str]:
                 f"{value['server_cpu_ms_per_request']} ms of processor each"
             )
         elif isinstance(value, Mapping):
-            yield f"{words}: " + ", ".join(f"{key} {count}" for key, count in value.items())
+            counts = {key: " ".join(count) if isinstance(count, Mapping) else count for key, count in value.items()}
+            yield f"{words}: " + ", ".join(f"{key} {count}" for key, count in counts.items())
         else:
             yield f"{words} {value:,}" if isinstance(value, int) else f"{words} {value}"
     yield f"load of the machine {told['load_average']}"

@@ -34,7 +34,8 @@ def test_what_is_acknowledged_is_stored_once_however_often_the_server_is_killed(
 @pytest.mark.slow
 def test_jobs_are_done_once_however_often_their_workers_are_killed(tmp_path: Path) -> None:
     told = sound(job_kills.soak(job_kills.Plan(kills=3, workers=2, lease_s=2.0, between_s=1.0), tmp_path))
-    assert sum(told["kills"].values()) == told["leases_lost"] == 3
+    assert sum(told["kills"].values()) == 3 and told["jobs"] >= 2
+    assert 1 <= told["leases_lost"] <= 3, "a process that is killed as it ends costs nothing"
 
 
 @pytest.mark.slow
