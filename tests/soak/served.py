@@ -91,7 +91,10 @@ class Served:
             self.process.wait()
 
     def __enter__(self) -> Served:
-        return self.start()
+        if self.process is None:
+            return self.start()
+        self.ready()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()

@@ -71,7 +71,7 @@ def soak(folder: Path, database: str, jobs: int = 4) -> dict[str, Any]:
     with Store.open(database) as store:
         made = [store.add_job("sft", recipe(folder), str(folder / f"several-{n}")).id for n in range(jobs)]
     one, two = (Served(folder / name, database, arguments=("--work",)) for name in ("one", "two"))
-    one.start(wait=False)
+    one.start(wait=False)  # while the other starts
     with two, one:
         seen = asyncio.run(_both([one, two], faults))
         chats = _chats([one, two], faults)
