@@ -20,7 +20,8 @@ from melior.cycles.hyperparameters import METHODS, sections_of
 from melior.cycles.judges import check_judges
 from melior.cycles.recipe import recipe_of
 from melior.durable import write_file
-from melior.errors import ConfigError, NotFound, StoreError
+from melior.errors import ConfigError, GraderError, NotFound, StoreError
+from melior.rewards.results import validate_grader
 from melior.serving import files
 from melior.serving.feedback import Id
 from melior.serving.graders import from_client
@@ -182,7 +183,12 @@ def _recipe(service: Service, asked: Asked, folder: Path) -> dict[str, Any]:
     }
     grader = (how.get(kind) or {}).get("grader")
     if grader is not None:
-        raw["grader"] = from_client(service, grader, f"method.{kind}.grader")
+        param = f"method.{kind}.grader"
+        raw["grader"] = from_client(service, grader, param)
+        try:
+            validate_grader(raw["grader"])  # now, and not when the job has waited for its turn
+        except GraderError as error:
+            raise Problem(400, str(error), param=param, code="invalid_grader") from error
         raw["judge"] = {"require": "not_refused"}  # the dialect has no word for it; who runs melior may try a judge
     try:
         recipe = recipe_of(raw)
