@@ -170,7 +170,7 @@ SCHEMAS = st.recursive(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=SCHEMAS, seed=st.integers(0, 1000))
 def test_every_whole_output_is_valid(shared_policy: Shared, schema: dict[str, Any], seed: int) -> None:
     policy = shared_policy("llama", dtype="float32")
