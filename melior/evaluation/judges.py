@@ -30,6 +30,7 @@ from melior.statistics import Interval, bootstrap, mean_interval, percentile_int
 from melior.types import Preference, Rated, Record, Score
 
 RESAMPLES, SLOW_RESAMPLES = 1000, 200  # the second for concordance, which costs a square of the rows
+NEAR = 1e-6  # log-odds between two of Newton's steps, at which he has arrived
 NEWTON = 30  # steps; a slope is found in six, and one without an end stops at the ridge
 STEEPEST = 20.0  # log-odds for a doubling: length alone decides
 RIDGE = 1e-3  # keeps the slope of rows that length alone parts finite
@@ -394,8 +395,11 @@ def length_slope(preferred: Floats, ratio: Floats, clusters: Sequence[Hashable])
         for _ in range(NEWTON):
             chance = 1 / (1 + np.exp(-np.clip(beta[:, None] * ratio, -30, 30)))
             gradient = (weights * ratio * (preferred - chance)).sum(1) - RIDGE * beta
-            beta = beta + gradient / ((weights * ratio**2 * chance * (1 - chance)).sum(1) + RIDGE)
-            beta = np.clip(beta, -STEEPEST, STEEPEST)
+            moved = beta + gradient / ((weights * ratio**2 * chance * (1 - chance)).sum(1) + RIDGE)
+            moved = np.clip(moved, -STEEPEST, STEEPEST)
+            near, beta = np.abs(moved - beta).max() < NEAR, moved
+            if near:
+                break
         return beta
 
     estimate = float(slope(np.ones((1, len(ratio))))[0])
