@@ -211,8 +211,13 @@ class Guard:
         with self.lock:
             found = self.keys.get(hash)
         if found is None or time.monotonic() > found[0]:
+            if found is not None:  # one request looks it up again; the others need not wait for it, nor ask too
+                with self.lock:
+                    self.keys[hash] = (time.monotonic() + KNOWN_S, found[1])
             key = await anyio.to_thread.run_sync(self.store.key_of, hash)
             if key is None:
+                with self.lock:
+                    self.keys.pop(hash, None)
                 raise Problem(401, "this token is not known here, or was revoked")
             found = (time.monotonic() + KNOWN_S, key)
             with self.lock:

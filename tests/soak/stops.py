@@ -23,9 +23,10 @@ from load import Connection
 from models import CHAT, EPISODE, register
 from served import TOKEN, Served
 
+from melior.serving.drain import LINGER_S
 from melior.store import Store
 
-AT_ONCE_S = 1.0  # for readiness to turn, on a machine with much else to do
+AT_ONCE_S = LINGER_S  # before the port is closed: on a machine with much else to do a look takes its time
 ENDS_S = 60.0  # for the process to end: three seconds of lingering, thirty of draining, and some to spare
 
 
