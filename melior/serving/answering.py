@@ -24,7 +24,7 @@ from melior.errors import ConfigError, DataError, MeliorError
 from melior.policies.constraints import Grammars, check_biases
 from melior.policies.engine import Sample
 from melior.serving.loaded import Speaker
-from melior.serving.models import version_of
+from melior.serving.models import alias_of, version_of
 from melior.serving.problems import Problem, problem_of
 from melior.serving.service import Service
 from melior.serving.voices import Piece, Ticket
@@ -54,7 +54,7 @@ class Answering:
         self.service, self.model = service, model
         self.id, self.created = f"{prefix}_{secrets.token_hex(12)}", int(time.time())
         self.version: Version = version_of(service, model)
-        self.alias = model.partition("@")[2] or None
+        self.alias = alias_of(model, self.version) or None
         self.voice: Speaker = service.voices.speaker(self.version)
         self.prompts: list[Prompt] = []
         self.tickets: list[Ticket] = []

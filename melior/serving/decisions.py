@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from melior.data.formats import as_json
 from melior.serving.feedback import Id
-from melior.serving.models import version_of
+from melior.serving.models import alias_of, version_of
 from melior.serving.pictures import is_picture, keep, received
 from melior.serving.problems import Problem
 from melior.serving.security import needs
@@ -76,7 +76,7 @@ def _decided(service: Service, asked: Asked) -> tuple[Version, Decided]:
     logged = as_json(inputs) if sent is None else {"image": str(keep(service.pictures, sent))}
     records = [replace(record, inputs=logged, item=asked.item, policy_version=version.id) for record in records]
     ids = [new_id("dec") for _ in records]
-    alias = asked.model.partition("@")[2] or None
+    alias = alias_of(asked.model, version) or None
     chances = [propensities(record) for record in records]
     return version, Decided(ids, records, alias, asked.episode_id, chances)
 

@@ -14,9 +14,9 @@ from fastapi import APIRouter, Depends, Request
 from melior.cycles.kept import folder_of
 from melior.errors import DatabaseAway, ModelError, NotFound, StoreError, UnknownModel
 from melior.policies.weights import KNOWN
-from melior.registry import BASE, Registry
-from melior.serving.problems import Problem
+from melior.registry import BASE, PROD, Registry
 from melior.serving.metrics import UNKNOWN, asks_for
+from melior.serving.problems import Problem
 from melior.serving.security import needs
 from melior.serving.service import Service
 from melior.serving.wire import seconds
@@ -72,7 +72,7 @@ def version_of(service: Service, model: str) -> Version:
     """
     asks_for(UNKNOWN)
     version = _version_of(service, model)
-    asks_for(version.name, model.partition("@")[2])
+    asks_for(version.name, alias_of(model, version))
     return version
 
 
@@ -88,6 +88,12 @@ def _version_of(service: Service, model: str) -> Version:
         raise
     except (StoreError, ModelError) as error:
         raise UnknownModel(f"there is no model {model!r} here: {error}") from error
+
+
+def alias_of(model: str, version: Version) -> str:
+    """The alias by which a client asked for a version: a name alone means its `prod`; "" for ids and base models."""
+    name, _, alias = model.partition("@")
+    return alias or (PROD if name == version.name and version.method != BASE else "")
 
 
 def reference_of(service: Service, model: str) -> str:

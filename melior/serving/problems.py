@@ -101,7 +101,7 @@ def tell_problems(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+        place = ".".join(str(part) for part in first["loc"][1:])  # the first is where it came in: body, query, path
         return Problem(400, f"{place or 'the request'}: {first['msg']}", param=place or None).answer()
 
     @app.exception_handler(HTTPException)

@@ -75,6 +75,8 @@ def test_an_answer_is_a_decision_in_the_log_that_can_be_learnt_from(tiny: Live, 
     first, second = store.decisions([answer.id, f"{answer.id}:1"])
     assert [first.record.output, second.record.output] == [choice.message.content for choice in answer.choices]
     assert first.alias == "prod" and first.record.policy_version == Registry(store).get("tiny@prod").id
+    by_name, by_id = (ask(client, model=model) for model in ("tiny", first.record.policy_version))
+    assert [one.alias for one in store.decisions([by_name.id, by_id.id])] == ["prod", None]
     told = [token.logprob for token in answer.choices[0].logprobs.content]
     assert first.record.behavior_log_probs is not None and first.record.decisions is not None
     said = [lp for token, lp in zip(first.record.decisions, first.record.behavior_log_probs, strict=True) if token != 3]
