@@ -5,7 +5,7 @@ llguidance, from the bytes of every token, so a token may end one part of the gr
 character may be split between tokens. Where the grammar can end, the token that ends an answer may come; where it must,
 that token alone, whose log-prob is then 0.
 
-Source: llguidance, https://github.com/guidance-ai/llguidance (MIT).
+Follows: llguidance, https://github.com/guidance-ai/llguidance (MIT).
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def shaped(
 ) -> Tensor:  # [V]
     """The logits after biases and penalties, -inf where a token is not allowed.
 
-    Source: OpenAI API reference, `frequency_penalty`, `presence_penalty` and `logit_bias` of chat completions.
+    Follows: OpenAI API reference, `frequency_penalty`, `presence_penalty` and `logit_bias` of chat completions.
     """
     logits = logits.clone()
     if settings.logit_bias:

@@ -3,7 +3,7 @@
 Signed as Standard Webhooks are, so that `client.webhooks.unwrap()` of the official client believes them: the secret and
 SHA-256 over `id.timestamp.body`. The id stays the same however often a message is sent.
 
-Source: github.com/standard-webhooks/standard-webhooks, the specification of version 1.
+Follows: github.com/standard-webhooks/standard-webhooks, the specification of version 1.
 """
 
 from __future__ import annotations

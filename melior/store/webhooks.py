@@ -204,7 +204,7 @@ def _known(events: Sequence[str]) -> tuple[str, ...]:
 
 
 def _secret() -> str:
-    """Source: github.com/standard-webhooks, "Signature scheme": 24 to 64 random bytes in base64."""
+    """Follows: github.com/standard-webhooks, "Signature scheme": 24 to 64 random bytes in base64."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
