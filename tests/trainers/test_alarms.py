@@ -65,6 +65,7 @@ def clean(seed: int, steps: int = 200, every: int = 5) -> Rows:
             }
         )
         if step % every == every - 1:
+            rows[-1]["canaries/colon"] = 0.05 * (step % 2)  # one of twenty prompts, now and then
             rows[-1]["heldout_accuracy"] = 0.6 + 0.1 * done + draw.gauss(0, 0.05)
     return rows
 
@@ -82,6 +83,7 @@ WRONG: Mapping[str, Mapping[str, Callable[[float, int], float]]] = {
         "completions/length_correlation": lambda value, since: 0.9,
         "completions/mean_length": lambda value, since: value * 1.9,
     },
+    "canary": {"canaries/colon": lambda value, since: 0.1},
     "repetition": {"completions/repetition": lambda value, since: 0.7},
     "kl_reference": {"policy/kl_reference": lambda value, since: value + 0.02 * since},
     "kl_sampler": {"policy/kl_old": lambda value, since: 0.3},
@@ -125,8 +127,8 @@ def test_one_wild_reading_rings_nothing() -> None:
     shares = ("frac_reward", "grader_error", "skipped", "heldout", "completions/c", "completions/r", "length_corr")
     for metric in {metric for wrongs in WRONG.values() for metric in wrongs}:
         for wild in (0.0, 1.0) if metric.startswith(shares) else (0.0, 1e3):
-            if metric == "grader_error_rate":
-                continue  # a whole step that nobody could grade is no noise
+            if metric in ("grader_error_rate", "canaries/colon"):
+                continue  # a whole step that nobody could grade is no noise, nor are canaries on twenty prompts
             rows = clean(3)
             rows[104][metric] = wild
             assert not heard(rows), metric
