@@ -32,6 +32,8 @@ class Texts(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _whole_characters(cls, values: Any) -> Any:
+        if isinstance(values, bytes):  # a body that did not say that it is JSON: told as no object, by what comes next
+            return values
         try:
             json.dumps(values, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:

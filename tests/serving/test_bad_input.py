@@ -65,6 +65,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
     ("bytes that are no text", raw(b'{"metric_name": "\xff"}'), 400, None, None),
     ("a compressed body", raw(gzip.compress(b'{"a": 1}'), **{"content-encoding": "gzip"}), 400, None, None),
     ("another content type", raw("a=1", **{"content-type": "text/plain"}), 400, None, None),
+    ("a chat of another type", raw("a=1", CHAT, **{"content-type": "text/plain"}), 400, None, None),
     ("no purpose", {"url": "/v1/files", "files": {"file": b"x"}}, 400, "purpose", None),
     ("no such event", {"url": HOOKS, "json": {"url": "https://a.example", "event_types": ["x"]}}, 400, None, None),
 ]  # fmt: skip
