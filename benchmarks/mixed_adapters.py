@@ -41,9 +41,7 @@ def main() -> None:
         f"{len(names)} adapters one after another": [[name] * (asked.rows // len(names)) for name in names],
     }
     seconds: dict[str, list[float]] = {name: [] for name in cases}  # for a token
-    for turn in range(
-        asked.rounds + 1
-    ):  # interleaved: a busy machine is so for all; the first is not counted
+    for turn in range(asked.rounds + 1):  # interleaved: a busy machine is so for all; the first is not counted
         for name, batches in cases.items():
             begun = time.perf_counter()
             decided = sum(decode(policy, batch, asked.tokens) for batch in batches)
