@@ -2,14 +2,17 @@
 
     python tests/soak/stops.py
 
-Streams are under way and feedback keeps coming when the signal strikes. Readiness must say 503 at once; each stream
-must end with a valid event; each request that a connection took must be answered, be it with 503; the process must end.
+Streams are under way and feedback keeps coming when the signal strikes, and for half of the time that the port stays
+open, as from behind a proxy that looks every second. Readiness must say 503 at once; each stream must end with a valid
+event; each request that a connection took must be answered, be it with 503; the process must end. Who goes on until the
+port is closed may find a connection reset that was made in that instant: nothing of it was read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import tempfile
 import time
@@ -50,6 +53,7 @@ class Seen:
     whole: list[str] = field(default_factory=list)  # ids of streams that came to their end
     unready_s: float | None = None
     ended_s: float | None = None
+    leaves: float = math.inf  # when clients go elsewhere
 
 
 async def _stream(served: Served, plan: Plan, seen: Seen) -> None:
@@ -73,9 +77,9 @@ async def _stream(served: Served, plan: Plan, seen: Seen) -> None:
 
 
 async def _speak(served: Served, number: int, seen: Seen) -> None:
-    """Feedback until the port is closed."""
+    """Feedback until it is time to go elsewhere."""
     connection, count = Connection(served.url), 0
-    while True:
+    while time.monotonic() < seen.leaves:
         count += 1
         key = f"said-{number}-{count}"
         body = {"metric_name": "soak", "value": count, "episode_id": EPISODE}
@@ -93,6 +97,7 @@ async def _watch(served: Served, seen: Seen) -> None:
     process = served.process
     assert process is not None
     asked = time.monotonic()
+    seen.leaves = asked + LINGER_S / 2
     process.terminate()
     async with httpx.AsyncClient() as client:
         while process.poll() is None and time.monotonic() - asked < ENDS_S:
