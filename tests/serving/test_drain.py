@@ -22,6 +22,7 @@ from melior.serving.service import Service, Settings
 from melior.store import Store
 
 CHAT = {"model": "talk@prod", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+CHAT |= {"temperature": 0, "logit_bias": {"1": -100, "3": -100}}  # never what ends an answer
 HEADERS = {"authorization": f"Bearer {TOKEN}"}
 
 
