@@ -59,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
             write_file(folder / ERROR, json.dumps({"code": code, "message": str(error), "param": None}))
             print(error, file=sys.stderr)
             return FAILED
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):  # it has ended; asked too late, it still says how
+                signal.signal(number, signal.SIG_IGN)
     return DONE
 
 

@@ -27,6 +27,7 @@ def recipe(folder: Path, model: Path, steps: int) -> dict[str, object]:
         "model": {"path": str(model)},
         "data": {"train": str(rows), "heldout": 0.2},
         "fit": {"steps": steps},
+        "sft": {"epochs": 10_000},  # and not until a file of its own says that it is enough
         "sampling": {"max_tokens": 4},
         "gate": {"minimum_items": 5},
     }
@@ -60,6 +61,7 @@ def test_a_job_half_done_goes_back_when_the_worker_is_told_to_stop(
         finally:
             worker.kill()
             worker.wait()
-        left = store.job(job.id)
+        left, events = store.job(job.id), [event.message for event in store.job_events(job.id)]
     assert worker.returncode == 0 and b"1 job was taken" in said
-    assert (left.status, left.attempts, left.lease) == ("queued", 0, None)
+    log = (tmp_path / "run" / "trainer.log").read_text()
+    assert (left.status, left.attempts, left.lease) == ("queued", 0, None), f"{events[-1]}\n{log}"

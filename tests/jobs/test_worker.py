@@ -17,6 +17,7 @@ import pytest
 
 from melior.cycles.measures import read_evaluation
 from melior.errors import DatabaseAway
+from melior.jobs.trainer import DATABASE, FAILED
 from melior.jobs.worker import Worker
 from melior.store import Store
 from melior.store.rows import Job
@@ -209,6 +210,22 @@ def test_a_worker_that_stops_gives_its_job_back(store: Store, worker: Worker, tm
     thread.join()
     job = store.job(made.id)
     assert (job.status, job.attempts, job.lease) == ("queued", 0, None) and not trainers(made)
+
+
+LATE = """
+import atexit, os, signal, sys
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+from melior.jobs.trainer import main
+sys.exit(main(["--job", sys.argv[1]]))
+"""
+
+
+def test_a_trainer_asked_to_stop_after_its_end_still_says_how_it_ended(store: Store, url: str, tmp_path: Path) -> None:
+    job = store.add_job("sft", recipe(tmp_path, model={"path": str(tmp_path / "none")}), str(tmp_path / "run"))
+    ended = subprocess.run(
+        [sys.executable, "-c", LATE, job.id], env={**os.environ, DATABASE: url}, capture_output=True, check=False
+    )
+    assert ended.returncode == FAILED and b"Interrupt" not in ended.stderr, ended
 
 
 @pytest.mark.parametrize(
