@@ -1,10 +1,10 @@
-"""policies that decide: classifiers and slates, loaded when they are first asked"""
+"""policies that decide: classifiers and slates, loaded when they are first asked; one pass decides what came at once"""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,26 +13,58 @@ from melior.data.formats.decisions import inputs_of
 from melior.data.formats.rows import Reading, RowError
 from melior.errors import MeliorError
 from melior.policies.kinds import load_policy
+from melior.serving.batches import Batches
 from melior.serving.problems import Problem
 from melior.store.rows import Version
-from melior.types import Sampling, Task
+from melior.types import Record, Sampling, Task
 
 LOADED = 16  # policies that are held at once: they are small
+TOGETHER = 32  # requests that one pass decides
 
 
-@dataclass
+@dataclass(frozen=True)
+class Wanted:
+    """One request for decisions."""
+
+    given: Any  # what the client sent
+    candidates: list[Any] | None
+    how: Sampling
+    seeded: bool  # the client chose the seed: its draws are not to depend on who else asks
+
+
 class Decider:
-    """A policy that decides, one request at a time."""
+    """A policy that decides."""
 
-    policy: Any
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+        self.batches: Batches[Wanted, list[Record]] = Batches(self.decide, TOGETHER)
 
-    def read(self, given: Any, candidates: list[Any] | None) -> Any:
+    def decide(self, batch: Sequence[Wanted]) -> list[list[Record] | Exception]:
+        """`n` records for each request, or why there are none; nobody's mistake is another's."""
+        found: list[Any] = [None] * len(batch)
+        together: dict[int, Any] = {}  # by place
+        for place, wanted in enumerate(batch):
+            try:
+                inputs = self._read(wanted)
+                if wanted.seeded:
+                    found[place] = self.policy.sample([inputs], wanted.how)
+                else:
+                    together[place] = inputs
+            except Exception as error:
+                found[place] = error
+        if together:
+            records = iter(self.policy.sample(list(together.values()), [batch[place].how for place in together]))
+            for place in together:
+                found[place] = [next(records) for _ in range(batch[place].how.n)]
+        return found
+
+    def _read(self, wanted: Wanted) -> Any:
         """What a client sent, as the policy's inputs.
 
         Raises:
             Problem: if it cannot be read as such.
         """
+        given, candidates = wanted.given, wanted.candidates
         row: dict[str, Any] = {"inputs": given}
         if self.policy.kind == "slate":
             if not isinstance(given, Mapping):
@@ -53,7 +85,16 @@ class Deciders:
     """The policies that are loaded."""
 
     loaded: OrderedDict[str, Decider] = field(default_factory=OrderedDict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)  # of `loaded`; nothing slow is done under it
+    loading: threading.Lock = field(default_factory=threading.Lock)
+
+    def held(self, version: Version) -> Decider | None:
+        """The policy of a version where it is loaded."""
+        with self.lock:
+            decider = self.loaded.get(version.id)
+            if decider is not None:
+                self.loaded.move_to_end(version.id)
+            return decider
 
     def of(self, version: Version) -> Decider:
         """The policy of a version, loaded where it is not yet.
@@ -61,13 +102,20 @@ class Deciders:
         Raises:
             Problem: if it is a language model, which chats.
         """
-        with self.lock:
-            if version.id not in self.loaded:
+        with self.loading:
+            decider = self.held(version)
+            if decider is None:
                 policy = load_policy(version.folder)
                 if policy.kind == "language":
                     raise Problem(400, f"{version.name} is a language model; ask /v1/chat/completions", param="model")
-                self.loaded[version.id] = Decider(policy)
-                while len(self.loaded) > LOADED:
-                    self.loaded.popitem(last=False)
-            self.loaded.move_to_end(version.id)
-            return self.loaded[version.id]
+                decider = Decider(policy)
+                with self.lock:
+                    self.loaded[version.id] = decider
+                    while len(self.loaded) > LOADED:
+                        self.loaded.popitem(last=False)
+            return decider
+
+    def free(self, version: Version) -> None:
+        """Holds a version's policy no longer."""
+        with self.lock:
+            self.loaded.pop(version.id, None)

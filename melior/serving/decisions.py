@@ -15,14 +15,16 @@ import secrets
 from dataclasses import replace
 from typing import Annotated, Any
 
-import anyio.to_thread
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from melior.data.formats import as_json
+from melior.serving.deciders import Decider, Wanted
 from melior.serving.feedback import Id
+from melior.serving.metrics import asks_for
 from melior.serving.models import alias_of, version_of
-from melior.serving.pictures import is_picture, keep, received
+from melior.serving.pictures import Sent, is_picture, keep, received
 from melior.serving.problems import Problem
 from melior.serving.security import needs
 from melior.serving.service import Service
@@ -55,30 +57,43 @@ class Asked(BaseModel):
 async def decide(request: Request, asked: Asked) -> dict[str, Any]:
     """What the policy decides, once it is in the log; with n, so many draws, of which the first stands at the top."""
     service: Service = request.app.state.service
-    version, decided = await anyio.to_thread.run_sync(_decided, service, asked)
-    await service.writer.log(decided)
-    told = [_told(name, record, version) for name, record in zip(decided.ids, decided.records, strict=True)]
-    return {**told[0], "decisions": told} if asked.n > 1 else told[0]
-
-
-def _decided(service: Service, asked: Asked) -> tuple[Version, Decided]:
-    """What is decided, not yet in the log, and by which version."""
     if asked.temperature == 0 and asked.n > 1:
         raise Problem(400, f"temperature 0 is one decision, and n asks for {asked.n}", param="n")
-    version = version_of(service, asked.model)
-    decider = service.deciders.of(version)
-    sent = received(asked.input["image"]) if is_picture(asked.input) else None
-    inputs = decider.read(asked.input if sent is None else {"image": sent.image}, asked.candidates)
+    held = _held(service, asked.model)
+    version, decider = held if held is not None else await run_sync(_found, service, asked.model)
+    sent = await run_sync(received, asked.input["image"]) if is_picture(asked.input) else None
+    given = asked.input if sent is None else {"image": sent.image}
     seed = secrets.randbits(31) if asked.seed is None else asked.seed & 0x7FFFFFFF
     how = Sampling(n=asked.n, temperature=asked.temperature, seed=seed)
-    with decider.lock:
-        records = decider.policy.sample([inputs], how)
-    logged = as_json(inputs) if sent is None else {"image": str(keep(service.pictures, sent))}
+    records = await decider.batches.do(Wanted(given, asked.candidates, how, seeded=asked.seed is not None))
+    logged = as_json(records[0].inputs) if sent is None else await run_sync(_kept, service, sent)
     records = [replace(record, inputs=logged, item=asked.item, policy_version=version.id) for record in records]
     ids = [new_id("dec") for _ in records]
     alias = alias_of(asked.model, version) or None
-    chances = [propensities(record) for record in records]
-    return version, Decided(ids, records, alias, asked.episode_id, chances)
+    await service.writer.log(Decided(ids, records, alias, asked.episode_id, [propensities(each) for each in records]))
+    told = [_told(name, record, version) for name, record in zip(ids, records, strict=True)]
+    return {**told[0], "decisions": told} if asked.n > 1 else told[0]
+
+
+def _held(service: Service, model: str) -> tuple[Version, Decider] | None:
+    """Who decides where that is known and loaded: nothing is read, and nobody waits."""
+    version = service.aliases.held(model)
+    decider = None if version is None else service.deciders.held(version)
+    if version is None or decider is None:
+        return None
+    asks_for(version.name, alias_of(model, version))
+    return version, decider
+
+
+def _found(service: Service, model: str) -> tuple[Version, Decider]:
+    """Who decides, found and loaded."""
+    version = version_of(service, model)
+    return version, service.deciders.of(version)
+
+
+def _kept(service: Service, sent: Sent) -> dict[str, str]:
+    """What the log says of a picture: the file that is kept of it."""
+    return {"image": str(keep(service.pictures, sent))}
 
 
 def propensities(record: Record) -> list[float] | None:

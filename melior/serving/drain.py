@@ -18,6 +18,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from melior.serving.pauses import spare_all
 from melior.serving.problems import Problem
 from melior.serving.service import Service
 
@@ -78,6 +79,7 @@ def serve_until_stopped(
         timeout_graceful_shutdown=round(drain_s + TELL_S),
     )
     server = Draining(config, service, linger_s=linger_s, drain_s=drain_s)
+    spare_all()
     try:
         server.run()
     except KeyboardInterrupt:  # raised again by uvicorn once all is answered

@@ -19,6 +19,7 @@ from melior.errors import CheckpointError, DataError, ModelError
 from melior.policies.adapters import base_of
 from melior.policies.kinds import kind_of, load_policy
 from melior.policies.mixing import mixes
+from melior.serving.pauses import spare_imports
 from melior.serving.problems import Problem
 from melior.serving.voices import Gone, Ticket, Voice
 from melior.store.rows import Version
@@ -214,6 +215,7 @@ class Voices:
                 self.changed.wait(LOOK_S)
             self.coming.add(folder)
         try:
+            spare_imports("melior.policies.language")  # before there are weights, which do become garbage
             voice = Voice(load_policy(folder))
             with self.changed:
                 self.loaded[folder] = voice
