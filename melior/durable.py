@@ -1,7 +1,9 @@
 """every durable write: a folder or file is the old one or the new one, never a mixture
 
 A folder is written under a temporary name, its files are synced, a manifest with their sha256 comes last, then the
-folder is renamed into place and its parent synced. `failpoint` numbers the moments at which a test may fail or kill.
+folder is renamed into place and its parent synced. A draft bears the number of the thread that writes it, which no other
+thread of the machine has: where several write one file, the last one's stands, whole. `failpoint` numbers the moments at
+which a test may fail or kill.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_native_id
 from typing import IO
 
 from melior.errors import CheckpointError
@@ -29,8 +32,8 @@ def durable_folder(path: Path) -> Iterator[Path]:
         CheckpointError: if the disk refuses; what was at `path` before is still there.
     """
     path = path.absolute()
-    draft = path.parent / f".{path.name}.draft-{os.getpid()}"
-    aside = path.parent / f".{path.name}.old-{os.getpid()}"
+    draft = path.parent / f".{path.name}.draft-{get_native_id()}"
+    aside = path.parent / f".{path.name}.old-{get_native_id()}"
     placed = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +82,7 @@ def durable_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         CheckpointError: if the disk refuses; the old file is still there, or the new one is, whole.
     """
-    draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
+    draft = path.with_name(f".{path.name}.draft-{get_native_id()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,19 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         assert file.read_text() in ("old", "new")
         assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
         write_file(file, "old")
+
+
+def test_threads_that_write_one_file_leave_one_of_theirs_whole(tmp_path: Path) -> None:
+    path, contents = tmp_path / "state.json", [bytes([65 + number]) * (20_000 + number) for number in range(8)]
+
+    def writing(content: bytes) -> None:
+        for _ in range(25):
+            write_file(path, content)
+            assert path.read_bytes() in contents
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(writing, contents))
+    assert path.read_bytes() in contents and os.listdir(tmp_path) == [path.name]
 
 
 def test_a_hundred_bit_flips_never_load_silently(tmp_path: Path) -> None:
