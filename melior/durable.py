@@ -1,9 +1,9 @@
 """every durable write: a folder or file is the old one or the new one, never a mixture
 
 A folder is written under a temporary name, its files are synced, a manifest with their sha256 comes last, then the
-folder is renamed into place and its parent synced. A draft bears the number of the thread that writes it, which no other
-thread of the machine has: where several write one file, the last one's stands, whole. `failpoint` numbers the moments at
-which a test may fail or kill.
+folder is renamed into place and its parent synced. A draft bears the number of the thread that writes it, which no
+other thread of the machine has: where several write one file, the last one's stands, whole. `failpoint` numbers the
+moments at which a test may fail or kill.
 """
 
 from __future__ import annotations

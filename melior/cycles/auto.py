@@ -25,6 +25,7 @@ from melior.errors import CheckpointError
 from melior.trainers.range_test import TESTS, RangeTest, range_test
 from melior.trainers.supervised import Examples, supervised
 
+RESOLVED = "resolved.json"
 DECISIONS = 2048  # of a step: the gradient's noise falls with their number, and so does the number of steps
 UPDATES = 8  # steps of an epoch at least, where there are rows for it: fewer hardly learn
 FEWEST, MOST = 4, 64  # rows of a step
@@ -72,7 +73,7 @@ def resolve(recipe: Recipe, policy: Any, rows: Rows, folder: Path | None = None,
     Raises:
         CheckpointError: if the folder's choices are of another recipe or of other rows.
     """
-    path = folder / "resolved.json" if folder else None
+    path = folder / RESOLVED if folder else None
     if path is not None and path.is_file():
         return _read(path, recipe, rows)
     made = _supervised(recipe, policy, rows, sweep) if recipe.method == "sft" else _rewarded(recipe, policy, rows)
@@ -81,13 +82,22 @@ def resolve(recipe: Recipe, policy: Any, rows: Rows, folder: Path | None = None,
     return made
 
 
+def resolved_in(folder: Path) -> Mapping[str, Any] | None:
+    """The recipe in a run's folder with every automatic value chosen, as JSON; None before that, or unread."""
+    try:
+        recipe: Mapping[str, Any] = _kept(folder / RESOLVED)["recipe"]
+    except (CheckpointError, KeyError):
+        return None
+    return recipe
+
+
 def check_rows(folder: Path, rows: Rows) -> None:
     """Nothing, if what a folder holds came of these rows, or if it holds no choices.
 
     Raises:
         CheckpointError: if it came of others, or nobody can tell.
     """
-    path = folder / "resolved.json"
+    path = folder / RESOLVED
     if path.is_file() and _kept(path).get("rows") != rows.fingerprint:
         raise CheckpointError(
             f"{folder} holds what came of other rows than the {len(rows.train)} there are to learn from now; "

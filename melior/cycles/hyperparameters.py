@@ -1,4 +1,4 @@
-"""the OpenAI dialect's hyperparameters as sections of a recipe
+"""the OpenAI dialect's hyperparameters as sections of a recipe, and back
 
 n_epochs · batch_size · learning_rate_multiplier ("auto" or a number) · eval_interval · eval_samples · …
 """
@@ -16,6 +16,16 @@ METHODS = {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}  # the dia
 SUPERVISED = ("n_epochs", "batch_size", "learning_rate_multiplier")
 PREFERENCES = (*SUPERVISED, "beta")
 REINFORCEMENT = (*SUPERVISED, "eval_interval", "eval_samples", "compute_multiplier", "reasoning_effort")
+KNOWN = {"supervised": SUPERVISED, "dpo": PREFERENCES, "reinforcement": REINFORCEMENT}
+PLACES = {  # our method → hyperparameter → section and setting, where it is that setting and no other
+    "sft": {"n_epochs": ("sft", "epochs"), "batch_size": ("sft", "batch_size")},
+    "dpo": {"n_epochs": ("dpo", "epochs"), "batch_size": ("dpo", "batch_size"), "beta": ("dpo", "beta")},
+    "rft": {
+        "batch_size": ("rft", "prompts"),
+        "eval_interval": ("evaluate", "every"),
+        "eval_samples": ("evaluate", "n"),
+    },
+}
 LEAST_GROUP, MOST_GROUP = 2, 64  # outputs of a prompt, however much compute is asked for
 
 
@@ -32,7 +42,7 @@ def sections_of(method: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     kind = method.get("type")
     if kind not in METHODS:
         raise ConfigError(f"method.type is {kind!r}; supervised, dpo and reinforcement can be trained")
-    known = {"supervised": SUPERVISED, "dpo": PREFERENCES, "reinforcement": REINFORCEMENT}[kind]
+    known = KNOWN[kind]
     asked = {k: v for k, v in ((method.get(kind) or {}).get("hyperparameters") or {}).items() if v is not None}
     if odd := sorted(set(asked) - set(known)):
         raise ConfigError(f"{odd[0]!r} is no hyperparameter of {kind}; there are {', '.join(known)}")
@@ -41,6 +51,20 @@ def sections_of(method: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for section, key, made in _placed(name, value, METHODS[kind]):
             found.setdefault(section, {})[key] = made
     return found
+
+
+def settled(method: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's `method` with what its hyperparameters came to in a recipe whose every value is chosen."""
+    kind = str(method["type"])
+    fit, sampling = recipe.get("fit") or {}, recipe.get("sampling") or {}
+    came: dict[str, Any] = {"learning_rate_multiplier": fit.get("rate_multiplier", 1.0)}
+    if kind == "reinforcement":
+        came |= {"n_epochs": 1, "compute_multiplier": sampling.get("n", GROUP) / GROUP}
+    for name, (section, key) in PLACES[METHODS[kind]].items():
+        came[name] = (recipe.get(section) or {}).get(key)
+    told = method.get(kind) or {}
+    chosen = {name: value for name, value in came.items() if isinstance(value, int | float)}
+    return {**method, kind: {**told, "hyperparameters": {**(told.get("hyperparameters") or {}), **chosen}}}
 
 
 def _placed(name: str, value: Any, method: str) -> list[tuple[str, str, Any]]:
@@ -55,20 +79,13 @@ def _placed(name: str, value: Any, method: str) -> list[tuple[str, str, Any]]:
             ("fit", "learning_rate", "auto"),
             *([] if automatic else [("fit", "rate_multiplier", _number(name, value))]),
         ]
-    if name in ("n_epochs", "batch_size") and method != "rft":
-        return [(method, "epochs" if name == "n_epochs" else "batch_size", value)]
-    if name == "n_epochs" and value not in ("auto", 1):
+    if name == "n_epochs" and method == "rft" and value not in ("auto", 1):
         raise ConfigError(f'n_epochs is {value!r}, but reinforcement sees every task once; write 1 or "auto"')
-    if automatic or name in ("n_epochs", "reasoning_effort"):
-        return []
-    if name == "compute_multiplier":
+    if name == "compute_multiplier" and not automatic:
         return [("sampling", "n", min(MOST_GROUP, max(LEAST_GROUP, round(GROUP * _number(name, value)))))]
-    section, key = {
-        "batch_size": ("rft", "prompts"),
-        "eval_interval": ("evaluate", "every"),
-        "eval_samples": ("evaluate", "n"),
-    }[name]
-    return [(section, key, value)]
+    if name not in PLACES[method] or (automatic and method == "rft"):
+        return []
+    return [(*PLACES[method][name], value)]
 
 
 def _number(name: str, value: Any) -> float:

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from melior.cycles.hyperparameters import METHODS, sections_of
+from melior.cycles.auto import resolved_in
+from melior.cycles.hyperparameters import METHODS, sections_of, settled
 from melior.cycles.judges import check_judges
 from melior.cycles.recipe import recipe_of
 from melior.durable import write_file
@@ -220,9 +221,10 @@ def _linked(service: Service, file_id: str, folder: Path, param: str) -> Path:
 def told(service: Service, job: Job) -> dict[str, Any]:
     """A job as the dialect has it."""
     asked = Asked(**job.asked)
-    kind = str(asked.how["type"])
+    recipe = resolved_in(Path(job.folder))
+    method = asked.how if recipe is None else settled(asked.how, recipe)
     hyperparameters = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
-    hyperparameters |= (asked.how.get(kind) or {}).get("hyperparameters") or {}
+    hyperparameters |= (method.get(method["type"]) or {}).get("hyperparameters") or {}
     return {
         "id": job.id,
         "object": "fine_tuning.job",
@@ -242,7 +244,7 @@ def told(service: Service, job: Job) -> dict[str, Any]:
         "estimated_finish": None,
         "integrations": [],
         "metadata": dict(job.labels),
-        "method": asked.how,
+        "method": method,
         "user_provided_suffix": asked.suffix,
     }
 

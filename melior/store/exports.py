@@ -9,7 +9,8 @@
 
 Only feedback in force counts: what was corrected or taken back is in no export that is made later. Rows of one episode
 share a group, so that a split never cuts them apart; without an episode, those of one input do. Feedback on a whole
-episode is of no one output, and is left out. Whatever is left out is counted, and its first is named.
+episode is of no one output, and is left out; so is an output that was cut short because its client left, since nobody
+decided that it should end there. Whatever is left out is counted, and its first is named.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ HOLDS: Mapping[str, Holds] = {  # export → the kind of rows that its file hold
     "tasks": "tasks",
     "decisions": "logged",
 }
+CUT = "cut short: its client left before it was whole"
 ORIGIN = ("decision_id", "feedback_id", "feedback_source")  # columns of every row, by which a file tells its origin
 
 
@@ -170,6 +172,8 @@ def _preferred(connection: Connection, wanted: Wanted, left: LeftOut) -> Iterato
         if types[said.metric] == "demonstration":
             if said.value is None or said.value == decision.record.output:
                 left.add("no other output than the one decided", said.id)
+            elif _cut(decision):
+                left.add(CUT, said.id)
             else:
                 yield _made(decision, [said], Preference, [said.value, decision.record.output])
         elif not isinstance(said.value, Mapping) or not {"chosen", "rejected"} <= said.value.keys():
@@ -199,7 +203,9 @@ def _contrasted(connection: Connection, wanted: Wanted, left: LeftOut) -> Iterat
 
 def _rated(connection: Connection, wanted: Wanted, left: LeftOut) -> Iterator[Made]:
     for said, decision in _said(connection, wanted, [str(wanted.metric)], left):
-        if (rating := _number(said, left)) is not None:
+        if _cut(decision):
+            left.add(CUT, said.id)
+        elif (rating := _number(said, left)) is not None:
             yield _made(decision, [said], Rated, [decision.record.output], rating)
 
 
@@ -211,6 +217,9 @@ def _rated_outputs(
     said = _said(connection, wanted, [str(wanted.metric)], left, order=[*first, schema.records.c.sequence])
     for _, group in itertools.groupby(said, key=lambda pair: pair[1].id):
         told = list(group)
+        if _cut(told[0][1]):
+            left.add(CUT, told[0][0].id)
+            continue
         numbers = [(one, number) for one, _ in told if (number := _number(one, left)) is not None]
         if numbers:
             yield told[0][1], numbers
@@ -240,6 +249,10 @@ def _said(
         ids = {one.decision_id for one in told.values()}
         decisions = {one.id: one for one in fetch(connection, Decision, records.c.id.in_(ids))}
         yield from ((told[name], decisions[str(told[name].decision_id)]) for name in page)
+
+
+def _cut(decision: Decision) -> bool:
+    return decision.record.finish == "cancelled"
 
 
 def _number(said: Feedback, left: LeftOut) -> float | None:
@@ -281,6 +294,9 @@ def _decided(connection: Connection, wanted: Wanted, left: LeftOut) -> Iterator[
         for one in fetch(connection, Feedback, *about):
             said.setdefault(one.decision_id, []).append(one)
         for decision in page:
+            if _cut(decision):
+                left.add(CUT, decision.id)
+                continue
             made = _with_outcome(decision, said.get(decision.id, []), wanted, events, left)
             if made is not None:
                 yield made

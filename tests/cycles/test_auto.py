@@ -12,7 +12,7 @@ import pytest
 from tiny import tiny_model
 
 from melior.cycles.auto import FEW_EPOCHS, MOST, resolve
-from melior.cycles.hyperparameters import sections_of
+from melior.cycles.hyperparameters import sections_of, settled
 from melior.cycles.lesson import load_trainable
 from melior.cycles.models import find_model
 from melior.cycles.plan import Plan, dry_run
@@ -212,6 +212,23 @@ def test_a_changed_base_does_not_go_on_in_silence(
 )
 def test_names_of_the_openai_dialect(method: dict[str, Any], told: dict[str, Any]) -> None:
     assert sections_of(method) == told
+
+
+@pytest.mark.parametrize("kind", ["supervised", "dpo", "reinforcement"])
+def test_what_they_came_to_asks_for_the_same_again(kind: str) -> None:
+    asked = {"type": kind, kind: {"grader": "g", "hyperparameters": {"batch_size": "auto"}}}
+    recipe = {
+        "sft": {"epochs": 7, "batch_size": 12}, "dpo": {"epochs": 2, "batch_size": 6, "beta": 0.3},
+        "rft": {"prompts": 5}, "sampling": {"n": 4}, "fit": {"learning_rate": 0.01, "rate_multiplier": 0.5},
+        "evaluate": {"every": 10, "n": 3},
+    }  # fmt: skip
+    told = settled(asked, recipe)
+    assert told["type"] == kind and told[kind]["grader"] == "g" and asked[kind]["hyperparameters"] != told[kind]
+    again = sections_of(told)
+    assert again.pop("fit") == {"learning_rate": "auto", "rate_multiplier": 0.5}
+    shown = {"supervised": ["sft"], "dpo": ["dpo"], "reinforcement": ["rft", "sampling", "evaluate"]}[kind]
+    assert again == {name: recipe[name] for name in shown}
+    assert settled(asked, {"sft": {"epochs": "auto"}})[kind]["hyperparameters"]["batch_size"] == "auto"
 
 
 def test_hyperparameters_nobody_knows_are_refused() -> None:

@@ -75,7 +75,10 @@ def test_a_supervised_job_from_upload_to_its_model(working: Live) -> None:
     job = done(client, made.id)
     assert job.status == "succeeded", job.error
     assert job.fine_tuned_model == f"ft:tiny@prod:cats:{job.id}" and job.trained_tokens and job.finished_at
-    assert job.hyperparameters.n_epochs == 2 and job.hyperparameters.learning_rate_multiplier == "auto"
+    assert made.hyperparameters.n_epochs == 2 and made.hyperparameters.learning_rate_multiplier == "auto"
+    assert job.hyperparameters.n_epochs == 2 and job.hyperparameters.learning_rate_multiplier == 1
+    assert job.method and job.method.supervised and job.method.supervised.hyperparameters
+    assert job.method.supervised.hyperparameters.to_dict() == job.hyperparameters.to_dict()
     events = [*client.fine_tuning.jobs.list_events(job.id, limit=5)]
     told = [event.message for event in events]
     assert told[0] == "The job has successfully completed" and told[-1] == "The job is in the queue"
@@ -127,9 +130,13 @@ def test_preferences_and_rewards_too(working: Live, row: dict[str, Any], method:
     assert job.status == "succeeded", job.error
     recipe = working.service.store.job(job.id).recipe
     if method["type"] == "dpo":
-        assert recipe["dpo"]["beta"] == 0.2 and recipe["dpo"]["batch_size"] == 16
+        assert recipe["dpo"]["beta"] == 0.2 and job.method and job.method.dpo
+        assert job.method.dpo.hyperparameters.to_dict() == {
+            "beta": 0.2, "n_epochs": 1, "batch_size": recipe["dpo"]["batch_size"], "learning_rate_multiplier": 1
+        }  # fmt: skip
     else:
         assert recipe["grader"]["type"] == "string_check" and recipe["sampling"]["n"] == 2
+        assert job.hyperparameters.to_dict()["compute_multiplier"] == 0.25
         last, first = client.fine_tuning.jobs.checkpoints.list(job.id)  # one of each measurement
         assert (last.step_number, first.step_number) == (20, 10)
         assert last.fine_tuned_model_checkpoint == job.fine_tuned_model

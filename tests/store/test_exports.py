@@ -13,7 +13,7 @@ from melior.data.formats import as_json, read_examples
 from melior.errors import ConfigError, DataError
 from melior.store import Store
 from melior.store.datasets import Exported, export, moment
-from melior.store.exports import ORIGIN, LeftOut, Wanted, rows_of
+from melior.store.exports import CUT, ORIGIN, LeftOut, Wanted, rows_of
 from melior.store.feedback import Said
 from melior.types import Demonstration, Preference, Rated, Record, Sampling, SlateRequest, Task
 
@@ -97,6 +97,24 @@ def test_outputs_of_one_input_that_were_rated_become_pairs_and_examples(store: S
     assert [row.inputs[-1]["content"] for row in read_examples(best.path).rows] == ["4", "!"]
     some = export(store, Wanted(kind="demonstrations", metric="good", at_least=0.5), tmp_path / "some.jsonl")
     assert some.rows == 3 and silent not in {row.decision_id for row in store.dataset_rows(some.dataset.id)}
+
+
+def test_an_answer_whose_client_left_is_a_question_and_no_example(store: Store) -> None:
+    cut = Record(inputs=ASKED, output="fo", finish="cancelled", group="chat")
+    (name, whole) = store.add_records([cut, Record(inputs=ASKED, output="4", finish="stop", group="chat")])
+    for decision, value in ((name, 1), (whole, 0)):
+        store.add_feedback("good", value, decision_id=decision)
+    store.add_feedback("demonstration", "four", decision_id=name)
+    assert [row.output for row in rows(store, "ratings", metric="good")] == ["4"]
+    assert rows(store, "preferences", metric="good") == rows(store, "preferences") == []
+    assert rows(store, "demonstrations", metric="good") == []
+    assert [row.output for row in rows(store, "decisions")] == ["4"]
+    assert [row.output for row in rows(store, "demonstrations")] == ["four"], "somebody wrote that for it"
+    assert len(rows(store, "tasks")) == 1
+    with store.database.read() as connection:
+        left = LeftOut()
+        assert len(list(rows_of(connection, Wanted(kind="ratings", metric="good"), left))) == 1
+    assert left.to_json() == {CUT: {"count": 1, "first": store.feedback(decision_id=name, metric="good")[0].id}}
 
 
 def test_tasks_are_each_input_once_with_its_item(store: Store, tmp_path: Path) -> None:
