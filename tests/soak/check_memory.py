@@ -1,7 +1,7 @@
 """checks a file of a given size and measures time and peak memory: python tests/soak/check_memory.py --mb 1024
 
 The rows are real ones where MELIOR_DATA has them (GSM8K with its numbers and names changed at random), so that texts
-look like texts: some rows repeat, some nearly do, some hold e-mail addresses.
+look like texts, and otherwise sums in words: some rows repeat, some nearly do, some hold e-mail addresses.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import psutil
 
 DATA = Path(os.environ.get("MELIOR_DATA", Path(__file__).parents[3] / "shared" / "data"))
 NAMES = ("Natalia", "Weng", "Betty", "Julie", "James", "Mark", "Albert", "Ken", "Alexis", "Tina", "Jasper", "Toulouse")
+THINGS, DOES = ("apples", "books", "tickets", "cakes", "stamps"), ("buys", "sells", "finds", "loses", "shares")
 DUPLICATES, NEAR, PRIVATE = 0.01, 0.01, 0.002  # shares of rows
 
 
 def write_rows(path: Path, size: int, seed: int = 0) -> int:
     """Writes rows up to a size in bytes; how many."""
     draw = random.Random(seed)
-    with gzip.open(DATA / "gsm8k" / "train.jsonl.gz", "rt", encoding="utf-8") as file:
-        known = [json.loads(line) for line in file]
+    known = _known(draw)
     sentences = [s for row in known for s in re.split(r"(?<=[.?!]) ", row["question"])]
     rows = written = 0
     last = ""
@@ -40,6 +40,20 @@ def write_rows(path: Path, size: int, seed: int = 0) -> int:
             out.write(line)
             written, rows, last = written + len(line), rows + 1, line
     return rows
+
+
+def _known(draw: random.Random) -> list[dict[str, str]]:
+    """Questions and answers."""
+    path = DATA / "gsm8k" / "train.jsonl.gz"
+    if path.is_file():
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    things = [draw.choice(THINGS) + str(draw.randrange(10_000)) for _ in range(4_000)]
+    said = [f"{draw.choice(NAMES)} {draw.choice(DOES)} {draw.randrange(1000)} {thing}." for thing in things]
+    ends = [f"How many {thing} are left then?" for thing in things]
+    return [
+        {"question": f"{one} {end}", "answer": str(draw.randrange(1000))} for one, end in zip(said, ends, strict=True)
+    ]
 
 
 def _again(draw: random.Random, last: str) -> str:
