@@ -24,6 +24,8 @@ from typing import Any, Literal
 
 from melior.errors import ConfigError, DataError
 
+COLDEST, HOTTEST = 1e-6, 1e6  # temperatures other than 0: what they divide stays a number
+
 Finish = Literal["stop", "length", "cancelled", "given"]
 
 
@@ -193,11 +195,12 @@ class Sampling:
             self._listed(name)
         if self.n < 1 or self.max_tokens < 1:
             raise ConfigError(f"sampling needs n ≥ 1 and max_tokens ≥ 1, got n={self.n}, max_tokens={self.max_tokens}")
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not (self.temperature == 0 or COLDEST <= self.temperature <= HOTTEST):  # beyond them logits overflow
             raise ConfigError(
-                f"sampling needs temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1, got temperature={self.temperature}, "
-                f"top_k={self.top_k}, top_p={self.top_p}"
+                f"sampling needs a temperature of 0, or from {COLDEST:g} to {HOTTEST:g}, got {self.temperature}"
             )
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ConfigError(f"sampling needs top_k ≥ 0 and 0 < top_p ≤ 1, got {self.top_k} and {self.top_p}")
         if len(set(self.choices)) < len(self.choices):
             twice = next(choice for choice in self.choices if self.choices.count(choice) > 1)
             raise ConfigError(f"sampling.choices holds {twice!r} {self.choices.count(twice)} times; name each once")

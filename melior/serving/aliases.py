@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from melior.errors import MeliorError
+from melior.errors import DatabaseAway, MeliorError
 from melior.policies.kinds import kind_of
 from melior.registry import Registry
 from melior.registry.registry import PROD
@@ -25,6 +25,7 @@ from melior.store.rows import Version
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5  # between two looks at where aliases point; what was seen holds for so long
+AGAIN_S = 60.0  # after which a version that could not be loaded is tried again
 
 
 @dataclass
@@ -37,8 +38,8 @@ class Aliases:
     meant: dict[str, Version] = field(default_factory=dict)  # reference → what answers to it here
     seen: dict[str, float] = field(default_factory=dict)  # reference → when the database was asked about it
     left: list[Version] = field(default_factory=list)  # what answered before and is not freed yet
-    broken: set[str] = field(default_factory=set)  # versions that could not be loaded
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    broken: dict[str, float] = field(default_factory=dict)  # versions that could not be loaded → when to try again
+    lock: threading.Lock = field(default_factory=threading.Lock)  # nothing slow is done under it
     ended: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
 
@@ -51,13 +52,14 @@ class Aliases:
         if held := self.held(reference):
             return held
         reference = _whole(reference)
-        now = Registry(self.store).get(reference)
         with self.lock:
             before = self.meant.get(reference)
+        now = Registry(self.store).get(reference)
+        with self.lock:
             self.seen[reference] = time.monotonic()
         if before is None or before.id == now.id:
-            return self._means(reference, now)
-        if now.id in self.broken:
+            return self._means(reference, before, now)
+        if self._broken(now):
             return before
         try:
             if not self._ready(now):
@@ -67,7 +69,7 @@ class Aliases:
         except MeliorError as error:
             self._refuse(reference, now, error)
             return before
-        return self._means(reference, now)
+        return self._means(reference, before, now)
 
     def held(self, reference: str) -> Version | None:
         """The same where it was asked for a moment ago: nothing is read, and nobody waits."""
@@ -98,25 +100,38 @@ class Aliases:
         with self.lock:
             meant = dict(self.meant)
         for reference, before in meant.items():
-            now = Registry(self.store).get(reference)
-            with self.lock:
-                self.seen[reference] = time.monotonic()
-            if now.id != before.id and now.id not in self.broken:
-                try:
-                    if not self._ready(before):  # nobody asks; who does will have it loaded
-                        with self.lock:
-                            del self.seen[reference]
-                        continue
-                    self._load(now)
-                except Problem:  # no room yet
-                    continue
-                except MeliorError as error:
-                    self._refuse(reference, now, error)
-                    continue
-                self._means(reference, now)
+            try:
+                self._follow(reference, before)
+            except DatabaseAway:
+                raise
+            except Exception:  # of this alias; the others go on
+                log.exception("%s could not be looked at; it is tried again", reference)
         with self.lock:
             kept = {version.id for version in self.meant.values()}
-            self.left = [old for old in self.left if old.id not in kept and not self._free(old)]
+            leaving, self.left = [old for old in self.left if old.id not in kept], []
+        staying = [old for old in leaving if not self._free(old)]
+        with self.lock:
+            self.left += staying
+
+    def _follow(self, reference: str, before: Version) -> None:
+        """Lets an alias mean what it points to by now."""
+        now = Registry(self.store).get(reference)
+        with self.lock:
+            self.seen[reference] = time.monotonic()
+        if now.id == before.id or self._broken(now):
+            return
+        try:
+            if not self._ready(before):  # nobody asks; who does will have it loaded
+                with self.lock:
+                    del self.seen[reference]
+                return
+            self._load(now)
+        except Problem:  # no room yet
+            return
+        except Exception as error:  # of its files, or of what reads them
+            self._refuse(reference, now, error)
+            return
+        self._means(reference, before, now)
 
     # ------------------------------------------------------------------ inside
 
@@ -129,17 +144,23 @@ class Aliases:
             except Exception:
                 log.exception("looking where aliases point failed; it is tried again")
 
-    def _means(self, reference: str, version: Version) -> Version:
+    def _means(self, reference: str, before: Version | None, version: Version) -> Version:
+        """What answers now: the version, unless another has come to meanwhile."""
         with self.lock:
-            before = self.meant.get(reference)
+            meant = self.meant.get(reference)
+            if meant is not None and (before is None or meant.id != before.id):
+                return meant
             self.meant[reference] = version
-            if before is not None and before.id != version.id:
-                log.info("%s is %s now, before it %s", reference, version.id, before.id)
-                self.left.append(before)
+            if meant is not None and meant.id != version.id:
+                log.info("%s is %s now, before it %s", reference, version.id, meant.id)
+                self.left.append(meant)
         return version
 
-    def _refuse(self, reference: str, version: Version, error: MeliorError) -> None:
-        self.broken.add(version.id)
+    def _broken(self, version: Version) -> bool:
+        return time.monotonic() < self.broken.get(version.id, 0)
+
+    def _refuse(self, reference: str, version: Version, error: Exception) -> None:
+        self.broken[version.id] = time.monotonic() + AGAIN_S
         log.error("%s cannot be loaded, and %s goes on as before: %s", version.id, reference, error)
 
     def _ready(self, version: Version) -> bool:

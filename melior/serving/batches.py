@@ -47,6 +47,8 @@ class Batches(Generic[A, B]):
             results: Sequence[B | Exception]
             try:
                 results = await anyio.to_thread.run_sync(self.work, [asked for asked, _ in batch])
+                if len(results) != len(batch):
+                    raise RuntimeError(f"{len(results)} results came of {len(batch)} that were asked for")
             except Exception as error:  # of all of them
                 results = [error] * len(batch)
             for (_, future), result in zip(batch, results, strict=True):

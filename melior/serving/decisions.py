@@ -17,9 +17,11 @@ from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from melior.data.formats import as_json
+from melior.errors import ConfigError
+from melior.serving.asking import Texts
 from melior.serving.deciders import Decider, Wanted
 from melior.serving.feedback import Id
 from melior.serving.metrics import asks_for
@@ -38,7 +40,7 @@ MOST = 64  # decisions of one request
 router = APIRouter(prefix="/v1/decisions", tags=["decisions"])
 
 
-class Asked(BaseModel):
+class Asked(Texts):
     """What a client sends."""
 
     model_config = ConfigDict(extra="forbid")
@@ -64,7 +66,10 @@ async def decide(request: Request, asked: Asked) -> dict[str, Any]:
     sent = await run_sync(received, asked.input["image"]) if is_picture(asked.input) else None
     given = asked.input if sent is None else {"image": sent.image}
     seed = secrets.randbits(31) if asked.seed is None else asked.seed & 0x7FFFFFFF
-    how = Sampling(n=asked.n, temperature=asked.temperature, seed=seed)
+    try:
+        how = Sampling(n=asked.n, temperature=asked.temperature, seed=seed)
+    except ConfigError as error:
+        raise Problem(400, str(error), param="temperature") from error
     records = await decider.batches.do(Wanted(given, asked.candidates, how, seeded=asked.seed is not None))
     logged = as_json(records[0].inputs) if sent is None else await run_sync(_kept, service, sent)
     records = [replace(record, inputs=logged, item=asked.item, policy_version=version.id) for record in records]
@@ -88,7 +93,7 @@ def _held(service: Service, model: str) -> tuple[Version, Decider] | None:
 def _found(service: Service, model: str) -> tuple[Version, Decider]:
     """Who decides, found and loaded."""
     version = version_of(service, model)
-    return version, service.deciders.of(version)
+    return version, service.deciders.decider(version)
 
 
 def _kept(service: Service, sent: Sent) -> dict[str, str]:

@@ -292,7 +292,7 @@ def test_outputs_that_cannot_be_judged_fail_alone(sevens: Path) -> None:
         ({"range": [0]}, "range of score_model"),
         ({"range": [0, float("nan")]}, "range of score_model"),
         ({"sampling_params": {"temprature": 1}}, "did you mean 'temperature'"),
-        ({"sampling_params": {"temperature": -1}}, "temperature ≥ 0"),
+        ({"sampling_params": {"temperature": -1}}, "temperature of 0"),
         ({"sampling_params": {"top_p": "all"}}, "top_p of sampling_params is a number"),
         ({"sampling_params": {"max_completions_tokens": NUMBER}}, "max_completions_tokens is"),
         ({"sampling_params": [1]}, "is an object"),

@@ -90,6 +90,30 @@ def test_draws_of_one_batch_are_each_their_own(decider: Decider) -> None:
     assert {record.behavior_log_probs for record in said} == set(chances.values())
 
 
+def test_the_log_says_the_same_of_a_decision_whoever_else_asked(decider: Decider) -> None:
+    (alone,) = decider.decide([wanted(1, n=2, seeded=False)])
+    crowd = decider.decide([wanted(seed, n=2, seeded=False) for seed in range(3)])
+    assert not isinstance(alone, Exception)
+    groups = {record.group for each in crowd if not isinstance(each, Exception) for record in each}
+    assert groups == {record.group for record in alone} and len(groups) == 1
+
+
+def test_one_that_cannot_be_drawn_fails_alone(decider: Decider, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = decider.policy.sample
+
+    def refusing(inputs: Sequence[Any], *more: Any) -> Any:
+        if any(given["height"] > 100 for given in inputs):
+            raise RuntimeError("too high")
+        return sample(inputs, *more)
+
+    monkeypatch.setattr(decider.policy, "sample", refusing)
+    high = {**GIVEN, "height": 101.0}
+    asked = [wanted(seed, n=seed + 1, seeded=False, given=high if seed == 1 else GIVEN) for seed in range(3)]
+    first, failed, last = decider.decide(asked)
+    assert isinstance(failed, RuntimeError) and not isinstance(first, Exception) and not isinstance(last, Exception)
+    assert (len(first), len(last)) == (1, 3)
+
+
 def test_many_ask_a_server_at_once_and_each_decision_is_in_the_log(live: Callable[..., Live], tmp_path: Path) -> None:
     server = live()
     store, registry = server.service.store, Registry(server.service.store)

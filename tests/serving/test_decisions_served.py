@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from melior.policies.classifier import Classifier, ClassifierPolicy
 from melior.policies.slate import SlatePolicy
 from melior.policies.slate_network import Slate
 from melior.registry import Registry
+from melior.serving import deciders
 from melior.types import Demonstration, Item, SlateRequest
 
 ROWS = [
@@ -39,7 +42,8 @@ def server(live: Callable[..., Live], tmp_path: Path, folder_of: Callable[..., P
 
 def decide(server: Live, **asked: Any) -> Any:
     with server.http() as client:
-        return client.post("/v1/decisions", json=asked)
+        content = json.dumps(asked)  # escaped: what has no bytes is sent all the same
+        return client.post("/v1/decisions", content=content, headers={"content-type": "application/json"})
 
 
 def test_a_label_is_decided_by_chance_and_logged_with_it(server: Live) -> None:
@@ -94,6 +98,9 @@ def test_the_best_is_served_without_a_chance_to_learn_from(server: Live) -> None
         ({"candidates": ["a"]}, 400, "has no candidates"),
         ({"n": 2, "temperature": 0}, 400, "one decision"),
         ({"n": 65}, 400, "64"),
+        ({"temperature": 1e-46}, 400, "temperature of 0, or from"),
+        ({"item": {"said": "half of \ud800"}}, 400, "half of a character"),
+        ({"model": "banner@prod", "input": {"context": {}}, "candidates": ["\ud800"]}, 400, "half of a character"),
         ({"model": "banner@prod", "input": {"context": {}}, "candidates": []}, 400, "is empty"),
         ({"model": "banner@prod", "input": {"context": {}}, "candidates": ["item 1", "item 1"]}, 400, "item 1"),
         ({"model": "banner@prod", "input": 3}, 400, "context, viewed or history"),
@@ -105,3 +112,24 @@ def test_what_cannot_be_decided_is_told_and_not_logged(
     answer = decide(server, **{"model": "label@prod", "input": {"height": 1.0, "colour": "red"}, **change})
     assert answer.status_code == status and told in answer.json()["error"]["message"]
     assert server.service.store.decisions() == []
+
+
+def test_a_language_model_is_refused_before_its_weights_are_read(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("it was loaded")
+
+    monkeypatch.setattr(deciders, "load_policy", load)
+    answer = decide(server, model="talk", input={"height": 1.0})
+    assert answer.status_code == 400 and "ask /v1/chat/completions" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_policy_that_cannot_be_loaded_is_told_without_our_paths(server: Live, tmp_path: Path, damage: str) -> None:
+    weights = tmp_path / "label" / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    else:
+        shutil.rmtree(tmp_path / "label")
+    answer = decide(server, model="label@prod", input={"height": 1.0, "colour": "red"})
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "model_not_loadable"
+    assert str(tmp_path) not in answer.text and answer.headers["x-should-retry"] == "false"
