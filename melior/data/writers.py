@@ -154,6 +154,10 @@ class _Rows:
         taken = next((new for old, new in self.rename.items() if old != new and new in row), None)
         if taken is not None:
             raise RowError(f"has a column {taken} already; rename it in the source")
+        try:
+            _json(row).encode()
+        except UnicodeEncodeError as error:
+            raise RowError(f"has half a character, which no file in UTF-8 can hold ({error.reason})") from error
         return {self.rename.get(name, name): value for name, value in row.items()}
 
 

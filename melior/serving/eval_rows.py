@@ -128,13 +128,13 @@ def rows_of(
 
 
 def check_finite(sent: Any, param: str) -> None:
-    """Nothing, if it is JSON: Python's reader takes NaN and infinities, and no client could read them back.
+    """Nothing, if it is JSON: Python takes NaN, infinities and lone surrogates, and no client could read them back.
 
     Raises:
         Problem: if there is one in it.
     """
     try:
-        json.dumps(sent, allow_nan=False)
+        json.dumps(sent, allow_nan=False, ensure_ascii=False).encode()
     except ValueError as error:
         raise Problem(400, f"this is not JSON: {error}", param=param) from error
 
@@ -205,6 +205,7 @@ def _lines(service: Service, file_id: str) -> Iterator[tuple[str, dict[str, Any]
 def _line(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line.encode("utf-8", "surrogateescape").decode("utf-8"), parse_constant=_not_json)
+        json.dumps(row, ensure_ascii=False).encode()  # what is escaped may be half a character
     except (ValueError, RecursionError) as error:
         raise _at(place, f"is no JSON ({error})") from error
     if not isinstance(row, dict) or not isinstance(row.get("item"), dict):

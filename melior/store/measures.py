@@ -64,7 +64,7 @@ def check_size(name: str, value: Any) -> None:
     """Nothing, if the value is JSON of a size and depth that a person or a system would send.
 
     Raises:
-        DataError: if it is too large, too deep, or holds a number that is none.
+        DataError: if it is too large, too deep, or holds a number or a text that is none.
     """
     if value is None or isinstance(value, bool | int | float):
         return
@@ -72,7 +72,7 @@ def check_size(name: str, value: Any) -> None:
     if depth > MOST_DEPTH:
         raise DataError(f"the value of {name} is more than {MOST_DEPTH} lists and objects deep; send a flatter one")
     try:
-        size = len(json.dumps(value, allow_nan=False))
+        size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())  # which no lone surrogate survives
     except (TypeError, ValueError) as error:
         raise DataError(f"the value of {name} is not JSON ({error}); send finite numbers and text") from error
     if size > MOST_BYTES:

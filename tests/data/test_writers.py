@@ -44,6 +44,15 @@ def test_an_example_that_cannot_be_written_is_listed_or_stops(tmp_path: Path) ->
     assert not (tmp_path / "other.jsonl").exists()
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz"])
+def test_half_a_character_keeps_its_own_row_out_and_no_other(tmp_path: Path, suffix: str) -> None:
+    rows = [Demonstration("q", "a"), Demonstration("half \ud83d", "b"), Demonstration("q", "c", item={"\ud83d": 1})]
+    written = write_examples(tmp_path / f"rows{suffix}", rows)
+    assert written.rows == 1 and [problem.line for problem in written.problems] == [2, 3]
+    assert "half a character" in str(written.problems[0])
+    assert len(read_examples(tmp_path / f"rows{suffix}").rows) == 1
+
+
 def test_columns_that_would_change_the_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="would make it read as prompt-completion"):
         write_examples(tmp_path / "rows.jsonl", [Task("q", {"completion": "a"})], "prompt", strict=True)

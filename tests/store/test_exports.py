@@ -117,6 +117,18 @@ def test_an_answer_whose_client_left_is_a_question_and_no_example(store: Store) 
     assert left.to_json() == {CUT: {"count": 1, "first": store.feedback(decision_id=name, metric="good")[0].id}}
 
 
+@pytest.mark.parametrize("kind", ["demonstrations", "preferences", "ratings", "tasks"])
+def test_half_a_character_is_one_row_that_cannot_be_trained_on(store: Store, kind: Any, tmp_path: Path) -> None:
+    whole, half = store.add_records([Record(inputs=text, output="5") for text in ("2+2", "2+ \ud83d")])
+    for name in (whole, half):
+        store.add_feedback("demonstration", "4", decision_id=name)
+        store.add_feedback("good", True, decision_id=name)
+    metric = "good" if kind == "ratings" else None
+    done = export(store, Wanted(kind=kind, metric=metric), tmp_path / "rows.jsonl")
+    assert done.rows == 1 and [told["count"] for told in done.left_out.values()] == [1]
+    assert list(done.left_out) == ["cannot be trained on"]
+
+
 def test_tasks_are_each_input_once_with_its_item(store: Store, tmp_path: Path) -> None:
     decided = (("4", 4), ("5", 4), ("4", 5))
     store.add_records([Record(inputs=ASKED, output=text, item={"answer": answer}) for text, answer in decided])

@@ -98,6 +98,10 @@ def test_values_that_are_taken(of: Measure | None, value: Any) -> None:
         (measure("demonstration"), nested(100_000), "more than 32 lists and objects deep"),
         (measure("demonstration"), "x" * (1 << 20), "1,048,578 bytes as JSON, and at most 1,048,576"),
         (measure("demonstration"), {"role": "assistant", "n": math.inf}, "not JSON"),
+        (measure("demonstration"), "half an emoji \ud83d", "not JSON .*surrogates not allowed"),
+        (measure("demonstration"), {"role": "assistant", "\ud83d": 1}, "surrogates not allowed"),
+        (measure("comment"), "\ud83d", "surrogates not allowed"),
+        (None, "\ud83d", "surrogates not allowed"),
     ],
 )
 def test_values_that_are_none_of_it_are_told_with_what_it_should_be(of: Measure | None, value: Any, told: str) -> None:
