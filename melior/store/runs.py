@@ -23,12 +23,9 @@ class Runs(Rows):
 
     def add_dataset(self, fingerprint: str, *, kind: str, path: str | Path, rows: int) -> Dataset:
         """The data set with this fingerprint and kind; added if it is new."""
+        row = Dataset(id=new_id("ds"), fingerprint=fingerprint, kind=kind, path=str(path), rows=rows, created=now())
         with self.database.write() as connection:
-            known = fetch(connection, Dataset, fingerprint=fingerprint, kind=kind)
-            if known:
-                return known[0]
-            row = Dataset(id=new_id("ds"), fingerprint=fingerprint, kind=kind, path=str(path), rows=rows, created=now())
-            return add_row(connection, row)
+            return _added(connection, row)
 
     def add_export(
         self,
@@ -55,14 +52,8 @@ class Runs(Rows):
             details=dict(details),
         )
         with self.database.write() as connection:
-            known = fetch(connection, Dataset, fingerprint=fingerprint, kind=kind)
-            if not known:
-                try:
-                    with connection.begin_nested():
-                        add_row(connection, row)
-                except IntegrityError:  # PostgreSQL: somebody added it since we looked
-                    known = fetch(connection, Dataset, fingerprint=fingerprint, kind=kind)
-            dataset = known[0] if known else row
+            dataset = _added(connection, row)
+            known = dataset is not row
             every = iter(origin)
             while page := list(islice(every, CHUNK)):
                 links = [
@@ -170,6 +161,18 @@ class Runs(Rows):
     def _change_run(self, connection: Connection, run: Run, values: Mapping[str, Any]) -> Run:
         connection.execute(update(schema.runs).where(schema.runs.c.id == run.id).values(**values))
         return find(connection, Run, run.id)
+
+
+def _added(connection: Connection, row: Dataset) -> Dataset:
+    """The data set with this fingerprint and kind: the one that is there, or else this row, added."""
+    known = fetch(connection, Dataset, fingerprint=row.fingerprint, kind=row.kind)
+    if known:
+        return known[0]
+    try:
+        with connection.begin_nested():
+            return add_row(connection, row)
+    except IntegrityError:  # PostgreSQL: somebody added it since we looked
+        return fetch(connection, Dataset, fingerprint=row.fingerprint, kind=row.kind)[0]
 
 
 def _links(connection: Connection, dataset_id: str, first: int, last: int) -> set[DatasetRow]:

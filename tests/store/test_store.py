@@ -5,6 +5,7 @@ import random
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -223,6 +224,19 @@ def test_a_data_set_is_known_by_its_fingerprint(store: Store) -> None:
     assert store.add_dataset("f1", kind="train", path="copy.jsonl", rows=3) == first
     assert store.add_dataset("f1", kind="heldout", path="a.jsonl", rows=3).id != first.id
     assert len(store.datasets()) == 2
+
+
+def test_a_data_set_that_two_add_at_once_is_one(store: Store, url: str) -> None:
+    with Store.open(url) as other, ThreadPoolExecutor(2) as pool:
+        for number in range(20):
+            both = Barrier(2)
+
+            def add(into: Store, name: str = f"f{number}", both: Barrier = both) -> str:
+                both.wait()
+                return into.add_dataset(name, kind="train", path="a.jsonl", rows=3).id
+
+            first, second = pool.map(add, (store, other))
+            assert first == second
 
 
 def test_an_id_may_be_shortened_while_it_is_unique(store: Store) -> None:
