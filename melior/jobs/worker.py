@@ -26,7 +26,8 @@ from typing import Any
 from melior.errors import FencedError, StoreError
 from melior.jobs.trainer import DATABASE, DONE, ERROR, FAILED, INTERRUPTED
 from melior.store import Store
-from melior.store.rows import Job, JobStatus
+from melior.store.jobs import STOPPED
+from melior.store.rows import Job, JobStatus, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,13 @@ LEASE_S = 20.0  # a job whose worker is gone is somebody else's after so long
 BEAT_S = 2.0  # between two renewals: nine may fail before the lease is lost
 POLL_S = 1.0  # between two looks into an empty queue
 GRACE_S = 120.0  # for a trainer to reach the end of its step, and its checkpoint
+
+# of a job that was stopped, by what clients want of it
+SAID: Mapping[Wanted, str] = {
+    "cancel": "The job was cancelled",
+    "pause": "The job was paused, and goes on from here when it is resumed",
+    "": "The job was interrupted, and goes on from here with the next worker",
+}
 
 # what our metrics are called in the OpenAI dialect; the others keep their names
 NAMES = {
@@ -95,8 +103,9 @@ class _Doing:
         self.folder = Path(job.folder)
         told = [event.data.get("step", 0) for event in self.store.job_events(job.id)]
         self.told = max(told, default=0)  # steps that there are events of
-        self.asked = ""  # what the trainer was interrupted for
+        self.asked = False  # whether the trainer was asked to stop
         self.until = 0.0  # when it will be killed
+        self.killed = False
 
     def run(self) -> None:
         command = [sys.executable, "-m", "melior.jobs.trainer", "--job", self.job.id]
@@ -122,6 +131,7 @@ class _Doing:
                 beat = time.monotonic() + self.worker.beat_s
                 self._beat(trainer)
             if self.asked and time.monotonic() > self.until:
+                self.killed = True
                 trainer.kill()
             time.sleep(min(0.1, self.worker.beat_s))
 
@@ -134,12 +144,9 @@ class _Doing:
         except StoreError as error:  # it may be back at the next beat
             log.warning("%s could not be renewed: %s", self.job.id, error)
             return
-        wanted = wanted or ("stop" if self.stop.is_set() else "")  # type: ignore[assignment]
-        if wanted and not self.asked:
-            self.asked, self.until = wanted, time.monotonic() + GRACE_S
+        if (wanted or self.stop.is_set()) and not self.asked:
+            self.asked, self.until = True, time.monotonic() + GRACE_S
             trainer.send_signal(signal.SIGINT)
-        elif wanted == "cancel":
-            self.asked = wanted
 
     def _tell(self) -> None:
         """Events of the steps that were done since the last time."""
@@ -172,14 +179,17 @@ class _Doing:
         elif status == FAILED:
             error = _read(self.folder / ERROR)
             self._left("failed", f"The job failed: {error.get('message', 'no message')}", error=error)
-        elif status == INTERRUPTED and self.asked == "cancel":
-            self._left("cancelled", "The job was cancelled")
-        elif status == INTERRUPTED and self.asked == "pause":
-            self._left("paused", "The job was paused, and goes on from here when it is resumed")
-        elif status == INTERRUPTED:
-            self._left("queued", "The worker stops; the job goes on from here with the next one")
-        elif self.asked == "cancel":  # it did not stop in time, and was killed
-            self._left("cancelled", "The job was cancelled")
+        else:
+            self._stopped(status)
+
+    def _stopped(self, status: int) -> None:
+        """Leaves a job that is not done as clients want it by now."""
+        job = self.job
+        wanted = self.store.renew(job.id, job.fence, self.worker.lease_s)
+        # asked before it could listen, a process dies of the signal
+        obeyed = status == INTERRUPTED or self.killed or (self.asked and status == -signal.SIGINT)
+        if obeyed or wanted == "cancel":
+            self._left(STOPPED[wanted], SAID[wanted])
         else:
             told = f"signal {-status}" if status < 0 else f"status {status}"
             message = f"The training process ended with {told}; it goes on from its last checkpoint"

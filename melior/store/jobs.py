@@ -12,6 +12,7 @@ nothing more, however alive it is. Times are those of the worker's clock.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, or_, select, update
@@ -24,6 +25,7 @@ from melior.store.rows import Job, JobEvent, JobStatus, Level, Wanted
 from melior.store.webhooks import Event, announce
 
 ENDED = ("succeeded", "failed", "cancelled")
+STOPPED: Mapping[Wanted, JobStatus] = {"cancel": "cancelled", "pause": "paused", "": "queued"}  # as clients want it
 ATTEMPTS = 5  # processes that may be lost over a job before it is called failed
 
 
@@ -134,7 +136,7 @@ class Jobs(Rows):
             FencedError: if another worker has it.
         """
         with self.database.write() as connection:
-            return _change(connection, self._held(connection, job_id, fence), {"lease": later(seconds)}).wanted
+            return _change(connection, _held(connection, job_id, fence), {"lease": later(seconds)}).wanted
 
     def add_event(
         self,
@@ -162,13 +164,13 @@ class Jobs(Rows):
         )
         with self.database.write() as connection:
             if fence is not None:
-                self._held(connection, job_id, fence)
+                _held(connection, job_id, fence)
             return add_row(connection, row)
 
     def tell_run(self, job_id: str, fence: int, run_id: str) -> Job:
         """The job, with the run that does its work."""
         with self.database.write() as connection:
-            return _change(connection, self._held(connection, job_id, fence), {"run_id": run_id})
+            return _change(connection, _held(connection, job_id, fence), {"run_id": run_id})
 
     def end_job(
         self,
@@ -181,23 +183,27 @@ class Jobs(Rows):
     ) -> Job:
         """The job as its worker leaves it: ended, paused, or queued again.
 
+        One that has not ended is left as clients want it by now, whatever they wanted when its worker last looked.
+
         Raises:
             FencedError: if another worker has it.
         """
         one_of(JobStatus, status)
-        left = _ended(status) if status in ENDED else {"status": status, "owner": "", "lease": None, "wanted": ""}
         told = {"result": dict(result or {}), "error": dict(error) if error else None}
         with self.database.write() as connection:
-            return _change(connection, self._held(connection, job_id, fence), {**left, **told})
+            job = _held(connection, job_id, fence)
+            return _change(connection, job, {**_left(status if status in ENDED else STOPPED[job.wanted]), **told})
 
     def give_back(self, job_id: str, fence: int) -> Job:
-        """The job, lost by its worker and in the queue again; failed where that has happened too often.
+        """The job, lost by its worker and in the queue again, or stopped as it was asked to.
+
+        Where that has happened too often it has failed.
 
         Raises:
             FencedError: if another worker has it.
         """
         with self.database.write() as connection:
-            return _lost(connection, self._held(connection, job_id, fence))
+            return _lost(connection, _held(connection, job_id, fence))
 
     # ------------------------------------------------------------------ what clients do
 
@@ -208,13 +214,15 @@ class Jobs(Rows):
             StoreError: if it has ended.
         """
         with self.database.write() as connection:
-            job = find(connection, Job, reference)
+            job = _locked(connection, find(connection, Job, reference).id)
             if job.status in ENDED:
                 raise StoreError(f"{job.id} has {job.status} already and cannot {wanted}")
-            if job.status == "running":
-                return _change(connection, job, {"wanted": wanted})
-            stopped = _ended("cancelled") if wanted == "cancel" else {"status": "paused", "wanted": ""}
-            return _change(connection, job, stopped)
+            job = replace(job, wanted="cancel" if job.wanted == "cancel" else wanted)
+            if job.status != "running":
+                return _change(connection, job, _left(STOPPED[job.wanted]))
+            if job.lease is not None and job.lease < now():
+                return _lost(connection, job)
+            return _change(connection, job, {"wanted": job.wanted})
 
     def resume_job(self, reference: str) -> Job:
         """The job, waiting for a worker again; one that runs on is no longer asked to pause.
@@ -223,10 +231,14 @@ class Jobs(Rows):
             StoreError: if it has ended.
         """
         with self.database.write() as connection:
-            job = find(connection, Job, reference)
+            job = _locked(connection, find(connection, Job, reference).id)
             if job.status in ENDED:
                 raise StoreError(f"{job.id} has {job.status} already and cannot be resumed; make a new one")
-            return _change(connection, job, {"wanted": ""} if job.status == "running" else {"status": "queued"})
+            if job.wanted == "cancel":
+                return job
+            return _change(
+                connection, job, {"wanted": "", "status": "running" if job.status == "running" else "queued"}
+            )
 
     def job_events(self, job_id: str) -> list[JobEvent]:
         """What happened to a job, in order."""
@@ -236,14 +248,19 @@ class Jobs(Rows):
         """What happened to a job, the newest first."""
         return self._page(JobEvent, after=after, limit=limit, job_id=job_id)
 
-    def _held(self, connection: Connection, job_id: str, fence: int) -> Job:
-        """The job, if this fence is the newest and the job runs."""
-        table = schema.jobs
-        connection.execute(select(table.c.id).where(table.c.id == job_id).with_for_update())  # nobody claims it now
-        job = find(connection, Job, job_id)
-        if job.fence != fence or job.status != "running":
-            raise FencedError(f"{job.id} is {job.status} under lease {job.fence}, and this worker held lease {fence}")
-        return job
+
+def _held(connection: Connection, job_id: str, fence: int) -> Job:
+    """The job, if this fence is the newest and the job runs."""
+    job = _locked(connection, job_id)
+    if job.fence != fence or job.status != "running":
+        raise FencedError(f"{job.id} is {job.status} under lease {job.fence}, and this worker held lease {fence}")
+    return job
+
+
+def _locked(connection: Connection, job_id: str) -> Job:
+    """The job, which nobody else claims or changes before this transaction ends."""
+    connection.execute(select(schema.jobs.c.id).where(schema.jobs.c.id == job_id).with_for_update())
+    return find(connection, Job, job_id)
 
 
 def _change(connection: Connection, job: Job, values: Mapping[str, Any]) -> Job:
@@ -260,15 +277,19 @@ def _event(job: Job, status: str) -> Event:
 
 
 def _lost(connection: Connection, job: Job) -> Job:
-    attempts = job.attempts + 1
-    if attempts < ATTEMPTS:
-        return _change(connection, job, {"status": "queued", "owner": "", "lease": None, "attempts": attempts})
-    told = f"{attempts} times the process that ran it was lost; look at the worker's log"
-    return _change(connection, job, {**_ended("failed"), "attempts": attempts, "error": _error(told)})
+    attempts, status = job.attempts + 1, STOPPED[job.wanted]
+    values: dict[str, Any] = {"attempts": attempts}
+    if attempts >= ATTEMPTS and status != "cancelled":
+        status = "failed"
+        values["error"] = _error(f"{attempts} times the process that ran it was lost; look at the worker's log")
+    if status != "queued":  # who held it may live; where it is queued, the next claim shuts it out
+        values["fence"] = job.fence + 1
+    return _change(connection, job, {**_left(status), **values})
 
 
-def _ended(status: str) -> dict[str, Any]:
-    return {"status": status, "owner": "", "lease": None, "wanted": "", "finished": now()}
+def _left(status: JobStatus) -> dict[str, Any]:
+    ended = {"finished": now()} if status in ENDED else {}
+    return {"status": status, "owner": "", "lease": None, "wanted": "", **ended}
 
 
 def _error(message: str) -> dict[str, Any]:

@@ -150,6 +150,93 @@ def test_a_paused_job_goes_on_to_the_same_numbers(store: Store, worker: Worker, 
     assert steps(store, made) == list(range(1, STEPS + 1)), "each step is told once"
 
 
+def test_a_job_asked_to_stop_before_its_process_listens_is_left_as_it_was_asked(
+    store: Store, worker: Worker, tmp_path: Path
+) -> None:
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "early"))
+    for ask, left in (("pause", "paused"), ("cancel", "cancelled")):
+        held = claimed(store)
+        store.ask_job(made.id, ask)  # type: ignore[arg-type]
+        worker.do(held)
+        job = store.job(made.id)
+        assert (job.status, job.attempts, job.wanted) == (left, 0, "") and not trainers(made)
+        if ask == "pause":
+            store.resume_job(made.id)
+    assert steps(store, made) == []
+
+
+def test_a_worker_that_stops_before_its_process_listens_gives_the_job_back(
+    store: Store, worker: Worker, tmp_path: Path
+) -> None:
+    made, stop = store.add_job("sft", recipe(tmp_path), str(tmp_path / "early")), threading.Event()
+    stop.set()
+    worker.do(claimed(store), stop)
+    job = store.job(made.id)
+    assert (job.status, job.attempts) == ("queued", 0) and not trainers(made)
+
+
+STUBBORN = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(600)
+"""
+
+# takes its time to come to the end of its step
+SLOW = """
+import pathlib, signal, sys, time
+asked = []
+signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+pathlib.Path(sys.argv[1]).touch()
+while not asked or not pathlib.Path(sys.argv[1] + ".end").exists():
+    time.sleep(0.05)
+    if asked:
+        pathlib.Path(sys.argv[1] + ".asked").touch()
+sys.exit(130)
+"""
+
+
+def instead(monkeypatch: pytest.MonkeyPatch, source: str, listens: Path) -> None:
+    """What the worker starts in place of a trainer; it makes a file when it listens."""
+    starts = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **how: starts([sys.executable, "-c", source, listens], **how))
+
+
+@pytest.mark.parametrize(("ask", "left"), [("pause", "paused"), ("cancel", "cancelled"), ("stop", "queued")])
+def test_what_does_not_stop_in_time_is_killed_and_the_job_left_as_it_was_asked(
+    store: Store, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: str, left: str
+) -> None:
+    instead(monkeypatch, STUBBORN, tmp_path / "listens")
+    monkeypatch.setattr("melior.jobs.worker.GRACE_S", 0.2)
+    made, stop = store.add_job("sft", recipe(tmp_path), str(tmp_path / "stubborn")), threading.Event()
+    thread = doing(worker, claimed(store), stop)
+    until((tmp_path / "listens").exists, "process")
+    if ask == "stop":
+        stop.set()
+    else:
+        store.ask_job(made.id, ask)  # type: ignore[arg-type]
+    thread.join()
+    job = store.job(made.id)
+    assert (job.status, job.attempts, job.wanted) == (left, 0, "")
+
+
+def test_a_job_that_is_resumed_while_its_step_ends_is_in_the_queue_again(
+    store: Store, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instead(monkeypatch, SLOW, tmp_path / "slow")
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "resumed"))
+    thread = doing(worker, claimed(store))
+    until((tmp_path / "slow").exists, "process")
+    store.ask_job(made.id, "pause")
+    until((tmp_path / "slow.asked").exists, "signal")
+    assert store.resume_job(made.id).status == "running"
+    (tmp_path / "slow.end").touch()
+    thread.join()
+    job = store.job(made.id)
+    assert (job.status, job.attempts) == ("queued", 0)
+    assert not any("paused" in event.message for event in store.job_events(made.id))
+
+
 def test_a_cancelled_job_stops(store: Store, worker: Worker, tmp_path: Path) -> None:
     made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "cancelled"))
     thread = doing(worker, claimed(store))
