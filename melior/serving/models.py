@@ -83,7 +83,7 @@ def _version_of(service: Service, model: str) -> Version:
             return base
         if model.startswith(MADE):
             return _made(service, model)
-        return Registry(service.store).get(model) if model.startswith("ver_") else service.aliases.of(model)
+        return _by_id(service, model) if model.startswith("ver_") else service.aliases.of(model)
     except DatabaseAway:  # whether there is one cannot be said
         raise
     except (StoreError, ModelError) as error:
@@ -119,6 +119,18 @@ def told(name: str, version: Version) -> dict[str, Any]:
     """A model as the dialect has it."""
     owner = OWNER if version.method == BASE else version.name
     return {"id": name, "object": "model", "created": seconds(version.created), "owned_by": owner}
+
+
+def _by_id(service: Service, model: str) -> Version:
+    """The version with the whole of this id: people may shorten ids, programs never mean to.
+
+    Raises:
+        NotFound: if there is none, or it was deleted.
+    """
+    version = Registry(service.store).get(model)
+    if version.id != model:
+        raise NotFound("no version has this id; list the models to see those there are")
+    return version
 
 
 def _made(service: Service, model: str) -> Version:

@@ -248,6 +248,16 @@ def test_a_deleted_model_is_gone_and_what_it_said_stays(
         reader.models.delete(serving.id)
 
 
+def test_an_id_is_whole_or_nobodys(server: Live, client: OpenAI, adapted: Callable[..., Version]) -> None:
+    spare = adapted(1)
+    for short in (spare.id[:-1], "ver_"):
+        for refused_by in (client.models.retrieve, client.models.delete, lambda name: ask(client, name)):
+            with pytest.raises(openai.NotFoundError, match="there is no model"):
+                refused_by(short)
+    assert server.service.store.version(spare.id).deleted is None
+    assert client.models.retrieve(spare.id).id == spare.id
+
+
 def server_key(server: Live, scope: str) -> str:
     from melior.serving.security import hash_of
 
