@@ -27,7 +27,7 @@ WAIT_S = 30.0  # for the database to say that it is sure
 AGAIN_S = 1  # when to come again
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Asked:
     """One thing to write, and whom to tell."""
 
@@ -94,8 +94,27 @@ class Writer:
         try:
             return await asyncio.wait_for(asked.future, WAIT_S)
         except TimeoutError:
-            told = f"the database has not answered for {WAIT_S:.0f} s; send it again, it will be kept once"
-            raise Problem(503, told, retry=True, headers={"retry-after": str(AGAIN_S)}) from None
+            raise self._too_late(asked) from None
+
+    def _too_late(self, asked: Asked) -> Problem:
+        """What is told to who waited in vain. What nobody has begun to write is not written any more."""
+        with self.awake:
+            waits = asked in self.waiting
+            if waits:
+                self.waiting.remove(asked)
+        if waits:
+            rest, again = "nothing was kept, send it again", True
+        elif isinstance(asked.what, Decided):
+            rest, again = "what was decided may be in the log all the same; asked again it is decided anew", False
+        elif asked.what.feedback_id is None:
+            rest, again = (
+                "it may be kept all the same, and twice if it is sent again; a feedback_id prevents that",
+                False,
+            )
+        else:
+            rest, again = "send it again, it will be kept once", True
+        headers = {"retry-after": str(AGAIN_S)} if again else {}
+        return Problem(503, f"the database has not answered for {WAIT_S:.0f} s; {rest}", retry=again, headers=headers)
 
     def _work(self) -> None:
         while batch := self._next():

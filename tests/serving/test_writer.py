@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from melior.serving.problems import Problem
 from melior.serving.writer import Writer
 from melior.store import Store
 from melior.store.feedback import Said
+from melior.store.log import Decided
 from melior.store.rows import Feedback
 from melior.types import Record
 
@@ -74,3 +77,55 @@ def test_whoever_left_costs_the_others_nothing(tmp_path: Path) -> None:
         assert asyncio.run(ask()).value == 2
         writer.stop()
         assert {row.value for row in store.feedback()} == {1, 2}, "what was taken is kept, heard or not"
+
+
+def test_what_waited_in_vain_is_not_written_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("melior.serving.writer.WAIT_S", 0.05)
+    with Store.open(tmp_path / "melior.db") as store:
+        about = store.add_records([Record(inputs="a", output="b")])[0]
+        writer = Writer(store)
+        with pytest.raises(Problem, match="nothing was kept, send it again") as late:
+            asyncio.run(writer.write(Said(metric="m", value=1, decision_id=about)))  # nobody writes yet
+        assert late.value.headers["x-should-retry"] == "true"
+        writer.start()
+        writer.stop()
+        assert not store.feedback()
+
+
+@pytest.mark.parametrize(
+    ("what", "told", "retry"),
+    [
+        (Said(metric="m", value=1, episode_id="e", feedback_id="mine"), "send it again, it will be kept once", "true"),
+        (Said(metric="m", value=1, episode_id="e"), "it may be kept all the same, and twice", "false"),
+        (Decided(["dec_1"], [Record(inputs="a", output="b")]), "what was decided may be in the log", "false"),
+    ],
+)
+def test_only_what_has_an_id_of_its_sender_is_sent_again_while_it_may_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: Said | Decided, told: str, retry: str
+) -> None:
+    with Store.open(tmp_path / "melior.db") as store:
+        writer, begun, go = Writer(store), threading.Event(), threading.Event()
+        write = writer._write
+
+        def slow(batch: Any) -> None:
+            begun.set()
+            assert go.wait(60)
+            write(batch)
+
+        async def ask() -> Any:
+            asked = asyncio.ensure_future(writer.log(what) if isinstance(what, Decided) else writer.write(what))
+            assert await asyncio.to_thread(begun.wait, 60)
+            return await asked
+
+        monkeypatch.setattr(writer, "_write", slow)
+        monkeypatch.setattr("melior.serving.writer.WAIT_S", 1.0)
+        writer.start()
+        try:
+            with pytest.raises(Problem, match=told) as late:
+                asyncio.run(ask())
+        finally:
+            go.set()
+            writer.stop()
+        assert late.value.headers["x-should-retry"] == retry and ("retry-after" in late.value.headers) == (
+            retry == "true"
+        )
