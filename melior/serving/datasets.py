@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from melior.errors import CheckpointError, NotFound
 from melior.serving.feedback import Id
-from melior.serving.files import expired, place
+from melior.serving.files import expired, given_up, place
 from melior.serving.problems import Problem
 from melior.serving.security import needs
 from melior.serving.service import Service
@@ -87,14 +87,16 @@ def create(request: Request, asked: Asked) -> dict[str, Any]:
     """Rows of the log as a file. An unchanged log gives the same data set, and the file it has."""
     service: Service = request.app.state.service
     draft = service.files / new_id("file")
-    try:
-        name = f"{asked.kind}.{asked.file}"
-        done = export(service.store, asked.wanted, draft, format=asked.format, origin=asked.origin, name=name)
-    except NotFound as error:
-        raise Problem(400, str(error), param="version") from error
-    except CheckpointError as error:
-        raise Problem(507, f"the rows could not be kept, and none of them was: {error}") from error
-    return {**told(done.dataset, _file(service, done, draft, name)), "not_kept": dict(done.lost)}
+    name = f"{asked.kind}.{asked.file}"
+    with given_up(draft):
+        try:
+            done = export(service.store, asked.wanted, draft, format=asked.format, origin=asked.origin, name=name)
+        except NotFound as error:
+            raise Problem(400, str(error), param="version") from error
+        except CheckpointError as error:
+            raise Problem(507, f"the rows could not be kept, and none of them was: {error}") from error
+        file = _file(service, done, draft, name)
+    return {**told(done.dataset, file), "not_kept": dict(done.lost)}
 
 
 @router.get("/datasets", dependencies=[Depends(needs("read"))])

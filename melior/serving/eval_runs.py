@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -22,6 +21,7 @@ from melior.serving.eval_items import plain, told_item, told_items
 from melior.serving.eval_recipes import ROWS, Completions, Jsonl, Responses, recipe_of
 from melior.serving.eval_rows import FileContent, Metadata, check_finite
 from melior.serving.feedback import Id
+from melior.serving.fine_tuning import new_folder
 from melior.serving.problems import Problem
 from melior.serving.security import needs
 from melior.serving.service import Service
@@ -63,27 +63,25 @@ def create(
         other = "data sources of type responses are not served; use completions, or jsonl with the outputs"
         raise Problem(400, other, param="data_source.type", code="unsupported_value")
     name = new_id("evalrun")
-    folder = service.jobs / name
     sent = asked.model_dump(exclude_none=True)
     check_finite(sent, "data_source")
-    recipe, rows = recipe_of(service, row, source, folder)
-    folder.mkdir(parents=True)
-    if isinstance(source.source, FileContent):  # what is sent is kept beside the job, which is read often
-        write_file(folder / CONTENT, json.dumps(sent["data_source"]["source"].pop("content")))
-        sent["data_source"]["source"]["sha256"] = hashlib.sha256((folder / CONTENT).read_bytes()).hexdigest()
-    write_file(folder / ROWS, "".join(json.dumps(each) + "\n" for each in rows))
-    job = service.store.add_job(
-        METHOD,
-        vars(recipe),
-        str(folder / "run"),
-        asked=sent,
-        labels=asked.metadata or {},
-        request_key=idempotency_key,
-        job_id=name,
-        eval_id=row.id,
-    )
-    if job.id != name:  # the key made it before
-        shutil.rmtree(folder)
+    with new_folder(service, name) as folder:
+        recipe, rows = recipe_of(service, row, source, folder)
+        folder.mkdir(parents=True)
+        if isinstance(source.source, FileContent):  # what is sent is kept beside the job, which is read often
+            write_file(folder / CONTENT, json.dumps(sent["data_source"]["source"].pop("content")))
+            sent["data_source"]["source"]["sha256"] = hashlib.sha256((folder / CONTENT).read_bytes()).hexdigest()
+        write_file(folder / ROWS, "".join(json.dumps(each) + "\n" for each in rows))
+        job = service.store.add_job(
+            METHOD,
+            vars(recipe),
+            str(folder / "run"),
+            asked=sent,
+            labels=asked.metadata or {},
+            request_key=idempotency_key,
+            job_id=name,
+            eval_id=row.id,
+        )
     return told(request, job)
 
 

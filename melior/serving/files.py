@@ -6,6 +6,9 @@ An upload is multipart, as the OpenAI dialect has it, with the fields purpose, f
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +17,7 @@ from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
 
 from melior.durable import durable_file
-from melior.errors import CheckpointError, NotFound
+from melior.errors import CheckpointError, NotFound, StoreError
 from melior.serving.problems import Problem
 from melior.serving.security import needs
 from melior.serving.service import Service
@@ -26,6 +29,7 @@ Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "ev
 CHUNK = 1 << 20  # bytes taken at a time
 SHORTEST, LONGEST = 3_600, 2_592_000  # seconds until a file expires, as OpenAI has it
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
 
@@ -45,14 +49,15 @@ def upload(
         limits = f"a file expires from {SHORTEST:,} to {LONGEST:,} seconds after created_at"
         raise Problem(400, limits, param="expires_after")
     service: Service = request.app.state.service
+    _drop_expired(service)
     name = new_id("file")
-    size, digest = _write(service.files, name, file)
-    if not size:
-        (service.files / name).unlink()
-        raise Problem(400, f"{file.filename or 'the file'} is empty; send what is in it", param="file")
-    gone = None if expires is None else _in(expires)
-    row = service.store.add_file(file.filename or name, purpose, size=size, sha256=digest, file_id=name, expires=gone)
-    return told(row)
+    with given_up(service.files / name):
+        size, digest = _write(service.files, name, file)
+        if not size:
+            raise Problem(400, f"{file.filename or 'the file'} is empty; send what is in it", param="file")
+        gone = None if expires is None else _in(expires)
+        given = file.filename or name
+        return told(service.store.add_file(given, purpose, size=size, sha256=digest, file_id=name, expires=gone))
 
 
 @router.get("", dependencies=[Depends(needs("read"))])
@@ -65,6 +70,7 @@ def listed(
 ) -> dict[str, Any]:
     """The files there are."""
     service: Service = request.app.state.service
+    _drop_expired(service)
     return page_of(service.store.file_page(purpose=purpose, after=after, limit=limit, order=order), told)
 
 
@@ -114,6 +120,16 @@ def place(service: Service, row: File) -> Path:
     return service.files / row.id
 
 
+@contextmanager
+def given_up(path: Path) -> Iterator[None]:
+    """Takes the bytes at `path` away again where what is done within fails: no row would name them."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def told(row: File) -> dict[str, Any]:
     """A file as the dialect has it."""
     return {
@@ -127,6 +143,18 @@ def told(row: File) -> dict[str, Any]:
         "status": row.status,
         "status_details": row.details or None,
     }
+
+
+def _drop_expired(service: Service) -> None:
+    """Files whose time is over go as if they had been deleted; jobs that began before have links of their own."""
+    for row in filter(expired, service.store.files()):
+        try:
+            place(service, row).unlink(missing_ok=True)  # first: a database on a full disk may need the room
+            service.store.delete_file(row.id)
+        except NotFound:  # another request did the same
+            continue
+        except (StoreError, OSError) as error:  # nobody is shown it, and it is tried again
+            log.warning("%s has expired and stays for now: %s", row.id, error)
 
 
 def _write(folder: Path, name: str, file: UploadFile) -> tuple[int, str]:

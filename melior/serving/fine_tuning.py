@@ -9,7 +9,9 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,19 +74,19 @@ def create(request: Request, asked: Asked, idempotency_key: Annotated[Id | None,
     if asked.integrations:
         raise Problem(400, "integrations are not served; a recipe's report.to does that", param="integrations")
     name = new_id("ftjob")
-    folder = service.jobs / name
-    recipe = _recipe(service, asked, folder)
-    job = service.store.add_job(
-        recipe["method"],
-        recipe,
-        str(folder / "run"),
-        asked=asked.model_dump(exclude_none=True),
-        training_file=asked.training_file,
-        validation_file=asked.validation_file,
-        labels=asked.metadata or {},
-        request_key=idempotency_key,
-        job_id=name,
-    )
+    with new_folder(service, name) as folder:
+        recipe = _recipe(service, asked, folder)
+        job = service.store.add_job(
+            recipe["method"],
+            recipe,
+            str(folder / "run"),
+            asked=asked.model_dump(exclude_none=True),
+            training_file=asked.training_file,
+            validation_file=asked.validation_file,
+            labels=asked.metadata or {},
+            request_key=idempotency_key,
+            job_id=name,
+        )
     if job.id == name:
         service.store.add_event(job.id, "The job is in the queue")
     return told(service, job)
@@ -149,6 +151,27 @@ def found(service: Service, job_id: str) -> Job:
     return job
 
 
+@contextmanager
+def new_folder(service: Service, name: str) -> Iterator[Path]:
+    """Where a job will have its files; gone again if the job is not made, or a key had made another before."""
+    folder = service.jobs / name
+    try:
+        yield folder
+    finally:
+        if not _is_made(service, name):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_made(service: Service, name: str) -> bool:
+    """Whether there is such a job; assumed where the database is away, since a job without its files would fail."""
+    try:
+        return service.store.job(name).id == name
+    except NotFound:
+        return False
+    except StoreError:
+        return True
+
+
 def _recipe(service: Service, asked: Asked, folder: Path) -> dict[str, Any]:
     """The recipe of what is asked, its files beside it: what a client deletes later is still learnt from.
 
@@ -211,7 +234,10 @@ def _linked(service: Service, file_id: str, folder: Path, param: str) -> Path:
     kind = Path(row.filename).suffix.lower()
     place = folder / f"{param}{kind if kind in KINDS else KINDS[0]}"
     folder.mkdir(parents=True, exist_ok=True)
-    os.link(files.place(service, row), place)
+    try:
+        os.link(files.place(service, row), place)
+    except FileNotFoundError as error:  # deleted since it was looked up
+        raise Problem(400, f"there is no file {file_id!r}", param=param, code="file_not_found") from error
     return place
 
 

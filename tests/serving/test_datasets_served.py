@@ -12,6 +12,7 @@ import pytest
 from live import Live
 
 from melior.data.formats import read_examples
+from melior.errors import DatabaseAway
 from melior.registry import Registry
 from melior.serving.security import hash_of
 from melior.types import Record
@@ -69,6 +70,17 @@ def test_an_unchanged_log_gives_the_same_file_and_a_deleted_one_is_made_again(se
         server.client().files.delete(third["file_id"])
         if as_table["id"] != first["id"]:
             assert http.get(f"/v1/datasets/{first['id']}").json()["file_id"] is None
+
+
+def test_an_export_that_no_row_names_leaves_no_bytes(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*file: Any, **more: Any) -> Any:
+        raise DatabaseAway("the database does not answer")
+
+    decided(server)
+    monkeypatch.setattr(server.service.store, "add_file", away)
+    with server.http() as http:
+        assert http.post("/v1/datasets", json={"kind": "preferences", "format": "openai-dpo"}).status_code == 503
+    assert not list(server.service.files.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from live import Live
 from openai import OpenAI
 
+from melior.errors import DatabaseAway
 from melior.registry import Registry
 
 SAY = [{"role": "user", "content": "say it"}]
@@ -174,6 +175,7 @@ def test_a_request_that_is_sent_again_makes_one_job(live: Callable[..., Live]) -
     assert len(ids) == 1 and len(server.service.store.jobs()) == 1
     with pytest.raises(openai.ConflictError, match="of another request"):
         client.fine_tuning.jobs.create(**asked, suffix="other", **again)
+    assert [folder.name for folder in server.service.jobs.iterdir()] == list(ids), "nobody would ever read the others"
 
 
 @pytest.mark.parametrize(
@@ -188,6 +190,12 @@ def test_a_request_that_is_sent_again_makes_one_job(live: Callable[..., Live]) -
         ({"method": {"type": "reinforcement", "reinforcement": {}}}, "method", "write grader"),
         ({"suffix": "a b"}, "suffix", "pattern"),
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": -1}}}}, "method", "beta is -1"),
+        (
+            {"method": {"type": "reinforcement", "reinforcement": {"grader": {"type": "nope"}}}},
+            "method.reinforcement.grader.type",
+            "'nope' is not served",
+        ),
+        ({"validation_file": "file_none"}, "validation_file", "there is no file 'file_none'"),
     ],
 )
 def test_what_cannot_be_asked_for(live: Callable[..., Live], change: dict[str, Any], param: str, told: str) -> None:
@@ -198,6 +206,38 @@ def test_what_cannot_be_asked_for(live: Callable[..., Live], change: dict[str, A
         client.fine_tuning.jobs.create(**asked)
     body: Any = error.value.body
     assert told in body["message"] and body["param"] == param and not server.service.store.jobs()
+    assert not list(server.service.jobs.glob("*"))
+
+
+def test_a_job_whose_fate_is_unknown_keeps_its_files(
+    live: Callable[..., Live], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = live()
+    store, client = server.service.store, server.client()
+    asked: dict[str, Any] = {"model": "smollm2-135m-instruct", "training_file": upload(client, SUPERVISED)}
+    asked["extra_headers"] = {"Idempotency-Key": "once"}
+    add_job = store.add_job
+
+    def lost(*job: Any, **more: Any) -> Any:
+        add_job(*job, **more)
+        raise DatabaseAway("the connection was lost before the database said that it was sure")
+
+    monkeypatch.setattr(store, "add_job", lost)
+    with pytest.raises(openai.InternalServerError):
+        client.fine_tuning.jobs.create(**asked)
+    monkeypatch.setattr(store, "add_job", add_job)
+    made = client.fine_tuning.jobs.create(**asked)
+    assert (server.service.jobs / made.id / "training_file.jsonl").exists()
+    assert len(list(server.service.jobs.iterdir())) == 1
+
+
+def test_a_file_that_went_meanwhile_is_not_found(live: Callable[..., Live]) -> None:
+    server = live()
+    client = server.client()
+    gone = upload(client, SUPERVISED)
+    (server.service.files / gone).unlink()  # as it is while another request deletes it
+    with pytest.raises(openai.BadRequestError, match="there is no file"):
+        client.fine_tuning.jobs.create(model="smollm2-135m-instruct", training_file=gone)
 
 
 def test_a_file_for_something_else_is_refused(live: Callable[..., Live]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from fastapi.routing import APIRoute
 from live import TOKEN, Live
 
-from melior.errors import ConfigError
+from melior.errors import ConfigError, DatabaseAway
 from melior.serving.app import create_app
 from melior.serving.security import OPEN, SCOPES, Limits, check_bind, first_key, hash_of, scope_of
 from melior.store import Store
@@ -191,6 +191,31 @@ def test_a_file_may_expire(server: Live) -> None:
     assert made.expires_at == made.created_at + 3600
     with pytest.raises(openai.BadRequestError, match="3,600 to 2,592,000"):
         client.files.create(file=("a", ROWS), purpose="evals", expires_after={"anchor": "created_at", "seconds": 5})
+
+
+def test_an_upload_that_no_row_names_leaves_no_bytes(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*file: Any, **more: Any) -> Any:
+        raise DatabaseAway("the database does not answer")
+
+    monkeypatch.setattr(server.service.store, "add_file", away)
+    with pytest.raises(openai.InternalServerError):
+        server.client().files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
+    assert not list(server.service.files.iterdir())
+
+
+@pytest.mark.parametrize("by", ["list", "upload"])
+def test_a_file_whose_time_is_over_goes(server: Live, by: str) -> None:
+    client, store = server.client(), server.service.store
+    kept = client.files.create(file=("a.jsonl", ROWS), purpose="evals")
+    over = store.add_file("b.jsonl", "evals", size=len(ROWS), sha256="", expires="2020-01-01T00:00:00.000000Z")
+    (server.service.files / over.id).write_bytes(ROWS)
+    if by == "list":
+        assert [file.id for file in client.files.list()] == [kept.id]
+    else:
+        kept = client.files.create(file=("c.jsonl", ROWS), purpose="evals")
+    names = {file.name for file in server.service.files.iterdir()}
+    assert kept.id in names and over.id not in names
+    assert store.file(over.id, deleted=True).deleted is not None
 
 
 @pytest.mark.parametrize(
