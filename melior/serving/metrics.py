@@ -93,7 +93,7 @@ class Metrics:
         self.tokens = Counter("melior_tokens", "Tokens that models read and decided.", ["model", "type"], **made)
         self.feedback = Counter("melior_feedback", "What people and systems said.", ["name", "source"], **made)
         if store is not None:
-            self.stored = Stored(store)
+            self.stored = Stored(store, self.graders)
             self.registry.register(self.stored)
 
     def exposition(self) -> bytes:
@@ -127,8 +127,10 @@ class Metrics:
 class Stored(Collector):
     """What the database says: of jobs in other processes and of other servers too."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, graders: Names) -> None:
         self.store, self.lock = store, threading.Lock()
+        self.graders = graders  # that errors are told of
+        self.models, self.rewarded = Names(), Names()  # of means, which take no room from errors
         self.errors: Tally[tuple[str, str]] = Tally()  # of graders that this server ran
         self.logged: Tally[tuple[str]] = Tally()  # of those in the log
         self.counted, self.until = 0, 0.0
@@ -151,9 +153,15 @@ class Stored(Collector):
         told = "Decisions of gates."
         yield _family(CounterMetricFamily, "melior_gate_decisions", told, ["result"], store.count_gates())
         told = "Mean of the newest scores in the log."
-        yield _family(GaugeMetricFamily, "melior_reward_mean", told, ["model", "grader"], store.mean_rewards())
+        yield _family(GaugeMetricFamily, "melior_reward_mean", told, ["model", "grader"], self._rewards())
         self.counted, found = store.count_grader_errors(self.counted)
-        self.logged.update(found)
+        for (grader,), number in found.items():
+            self.logged[(self.graders(grader),)] += number
+
+    def _rewards(self) -> dict[tuple[str, str], float]:
+        means = self.store.mean_rewards()
+        named = {(self.models(model), self.rewarded(grader)): mean for (model, grader), mean in means.items()}
+        return {names: mean for names, mean in named.items() if OTHER not in names}  # a mean of unlike things
 
     def _errors(self) -> Metric:
         values = Tally(self.errors) + Tally({(grader, UNKEPT): number for (grader,), number in self.logged.items()})

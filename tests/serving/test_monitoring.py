@@ -131,6 +131,26 @@ def test_of_many_names_the_first_are_told_apart() -> None:
     assert [names(name) for name in ("a", "b", "c", "a", "c")] == ["a", "b", "other", "a", "other"]
 
 
+def test_names_of_graders_in_the_log_make_few_series(busy: Live) -> None:
+    scraped(busy)  # what is known by now stays told apart
+    metrics, store = busy.service.metrics, busy.service.store
+    most = metrics.graders.most
+    [decision] = store.decisions(limit=1)
+    scores = [
+        Score(name=f"criterion {n}", value=0.5 if n % 2 else None, error="" if n % 2 else "no") for n in range(600)
+    ]
+    for score in scores:
+        store.add_scores([decision.id], [score])
+    found = scraped(busy)
+    told = {dict(series)["grader"] for series in found["melior_grader_errors_total"]}
+    assert {"exact", "other"} <= told and len(told) <= most + 1
+    counted = sum(number for _, number in found["melior_grader_errors_total"].items())
+    assert counted == 301, "every error is told, under a name of its own or not"
+    means = {dict(series)["grader"] for series in found["melior_reward_mean"]}
+    assert {"exact", "b"} <= means and "other" not in means and len(means) <= most
+    assert value(found, "melior_reward_mean", model="tiny", grader="exact") == 0.75
+
+
 def test_a_database_that_is_away_is_told_as_it_was(busy: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     from melior.errors import StoreError
 
