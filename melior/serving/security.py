@@ -36,7 +36,8 @@ OPEN = ("/healthz", "/readyz")  # what needs no token: whether the server lives,
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KNOWN_S = 5.0  # a key that was looked up is believed so long; a revoked one is refused after it
 AGAIN_S = 1  # when to come again, where too much is being answered
-PIECE_S = 30.0  # for the next piece of a body: who drips bytes holds no request open for ever
+PIECE_S = 30.0  # for the next piece of a body
+LEAST_RATE = 1 << 10  # bytes a second of a whole body: who drips bytes holds no request open for ever
 MOST_KNOWN = 1_000  # keys, and clients with a rate, that are remembered
 FIRST_TOKEN = "melior-first"  # the name of the key that is made where there is none
 
@@ -249,18 +250,25 @@ class _Body:
     def __init__(self, receive: Any, most: int) -> None:
         self.source, self.most, self.left = receive, most, most
         self.whole = self.slow = False
+        self.waited = 0.0  # seconds, for its pieces; what the app takes in between is not the client's
 
     async def receive(self) -> Any:
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(None if self.whole else PIECE_S):
+            async with asyncio.timeout(None if self.whole else self._patience()):
                 message = await self.source()
         except TimeoutError:
             self.slow = True
+        self.waited += time.monotonic() - began
         if self.slow:
             return {"type": "http.disconnect"}
         self.whole = not message.get("more_body", False)
         self.left -= len(message.get("body", b""))
         return message if self.left >= 0 else {"type": "http.disconnect"}
+
+    def _patience(self) -> float:
+        """Seconds for the next piece; every piece buys time for those after it."""
+        return min(PIECE_S, PIECE_S + (self.most - self.left) / LEAST_RATE - self.waited)
 
     def unless_too_long(self, send: Any) -> Any:
         async def sending(message: Any) -> None:
@@ -271,7 +279,10 @@ class _Body:
 
     def check(self) -> None:
         if self.slow:
-            raise Problem(408, f"nothing more of the body came for {PIECE_S:g} s", code="request_timeout", retry=True)
+            told = (
+                f"the body came too slowly: nothing more for {PIECE_S:g} s, or less than {LEAST_RATE:,} bytes a second"
+            )
+            raise Problem(408, told, code="request_timeout", retry=True)
         if self.left < 0:
             raise Problem(413, f"the body is longer than the {self.most:,} bytes this path takes")
 

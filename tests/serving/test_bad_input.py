@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import logging
 import socket
+import time
 from typing import Any
 
 import pytest
 from live import TOKEN, Live
 from test_server import ROWS, error
 
+from melior.serving.security import _Body
 from melior.types import Record
 
 SAID = [{"role": "user", "content": "hi"}]
@@ -151,3 +154,36 @@ def test_who_drips_a_body_is_not_waited_for(server: Live, monkeypatch: pytest.Mo
     with socket.create_connection((host, int(port)), timeout=20) as slow:
         slow.sendall(head.encode())
         assert b" 408 " in slow.recv(4_096).splitlines()[0]
+
+
+def test_a_body_that_comes_in_drops_is_not_waited_for(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("melior.serving.security.PIECE_S", 1.0)
+    host, port = server.url.removeprefix("http://").split(":")
+    head = (
+        f"POST /v1/feedback HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 99999\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=0.1) as slow:
+        slow.sendall(head.encode())
+        answer, until = b"", time.monotonic() + 60
+        while not answer and time.monotonic() < until:
+            try:
+                slow.sendall(b" ")
+                answer = slow.recv(4_096)
+            except TimeoutError:
+                continue
+    assert b" 408 " in answer.splitlines()[0]
+
+
+def test_a_long_body_over_a_slow_line_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("melior.serving.security.PIECE_S", 2.0)
+    pieces = 60
+
+    async def slow_line() -> dict[str, Any]:
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": bytes(1 << 16), "more_body": True}
+
+    async def take() -> int:
+        body = _Body(slow_line, 1 << 30)
+        return sum([len((await body.receive()).get("body", b"")) for _ in range(pieces)])
+
+    assert asyncio.run(take()) == pieces << 16
