@@ -5,7 +5,7 @@ n_epochs · batch_size · learning_rate_multiplier ("auto" or a number) · eval_
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,10 +40,12 @@ def sections_of(method: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         ConfigError: for a method or a hyperparameter that there is not, or a value that cannot be kept.
     """
     kind = method.get("type")
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         raise ConfigError(f"method.type is {kind!r}; supervised, dpo and reinforcement can be trained")
     known = KNOWN[kind]
-    asked = {k: v for k, v in ((method.get(kind) or {}).get("hyperparameters") or {}).items() if v is not None}
+    told = _object(method, kind, f"method.{kind}")
+    every = _object(told, "hyperparameters", f"method.{kind}.hyperparameters")
+    asked = {name: value for name, value in every.items() if value is not None}
     if odd := sorted(set(asked) - set(known)):
         raise ConfigError(f"{odd[0]!r} is no hyperparameter of {kind}; there are {', '.join(known)}")
     found: dict[str, dict[str, Any]] = {}
@@ -82,13 +84,21 @@ def _placed(name: str, value: Any, method: str) -> list[tuple[str, str, Any]]:
     if name == "n_epochs" and method == "rft" and value not in ("auto", 1):
         raise ConfigError(f'n_epochs is {value!r}, but reinforcement sees every task once; write 1 or "auto"')
     if name == "compute_multiplier" and not automatic:
-        return [("sampling", "n", min(MOST_GROUP, max(LEAST_GROUP, round(GROUP * _number(name, value)))))]
+        return [("sampling", "n", round(min(MOST_GROUP, max(LEAST_GROUP, GROUP * _number(name, value)))))]
     if name not in PLACES[method] or (automatic and method == "rft"):
         return []
     return [(*PLACES[method][name], value)]
 
 
+def _object(holder: Mapping[str, Any], name: str, path: str) -> Mapping[str, Any]:
+    """What stands under a name, empty where nothing does."""
+    found = holder.get(name)
+    if found is not None and not isinstance(found, Mapping):
+        raise ConfigError(f"{path} is {found!r:.60}; write an object, or leave it out")
+    return found or {}
+
+
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigError(f'{name} is {value!r}; write a number above 0, or "auto"')
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+        raise ConfigError(f'{name} is {value!r:.60}; write a number above 0, or "auto"')
     return float(value)
