@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+from sqlalchemy import text, update
 
 from melior.errors import FencedError, NotFound, StoreError
-from melior.store import Store
+from melior.store import Store, schema
 from melior.store.jobs import ATTEMPTS
-from melior.store.rows import Job
+from melior.store.query import later
+from melior.store.rows import Job, JobStatus, Wanted
 
 LONG, OVER = 60.0, -1.0  # seconds of a lease: one that lasts, one that has run out when it begins
 
@@ -103,6 +107,105 @@ def test_a_pause_is_taken_back_while_the_job_runs(store: Store) -> None:
     job = claimed(store)
     store.ask_job(job.id, "pause")
     assert store.resume_job(job.id).status == "running" and store.renew(job.id, job.fence, LONG) == ""
+
+
+@pytest.mark.parametrize("told", ["paused", "queued"])
+@pytest.mark.parametrize(
+    ("asks", "left"),
+    [
+        (["pause"], "paused"),
+        (["pause", "resume"], "queued"),
+        (["pause", "resume", "pause"], "paused"),
+        (["cancel"], "cancelled"),
+        (["pause", "cancel"], "cancelled"),
+        (["cancel", "pause"], "cancelled"),
+        (["cancel", "resume"], "cancelled"),
+        ([], "queued"),
+    ],
+)
+def test_a_job_that_stops_is_left_as_clients_want_it_by_then(
+    store: Store, asks: list[Any], left: str, told: JobStatus
+) -> None:
+    queued(store)
+    job = claimed(store)
+    for ask in asks:
+        assert (store.resume_job(job.id) if ask == "resume" else store.ask_job(job.id, ask)).status == "running"
+    stopped = store.end_job(job.id, job.fence, told)
+    assert (stopped.status, stopped.wanted, stopped.owner, stopped.lease) == (left, "", "", None)
+    assert (stopped.finished is not None) == (left == "cancelled")
+
+
+def test_a_job_lost_after_it_was_asked_to_pause_is_paused_and_runs_when_it_is_resumed(store: Store) -> None:
+    queued(store)
+    job = claimed(store)
+    store.ask_job(job.id, "pause")
+    lost = store.give_back(job.id, job.fence)
+    assert (lost.status, lost.wanted, lost.attempts) == ("paused", "", 1)
+    assert store.resume_job(job.id).status == "queued"
+    again = claimed(store)
+    assert store.renew(again.id, again.fence, LONG) == ""
+
+
+def test_a_cancelled_job_that_is_lost_is_cancelled_however_often_that_happened(store: Store) -> None:
+    queued(store)
+    for _ in range(ATTEMPTS - 1):
+        job = claimed(store)
+        store.give_back(job.id, job.fence)
+    job = claimed(store)
+    store.ask_job(job.id, "cancel")
+    lost = store.give_back(job.id, job.fence)
+    assert lost.status == "cancelled" and lost.finished and lost.error is None
+
+
+@pytest.mark.parametrize(("ask", "left"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_a_job_whose_lease_ran_out_stops_when_it_is_asked(store: Store, ask: Wanted, left: str) -> None:
+    queued(store)
+    gone = claimed(store, "a", OVER)
+    job = store.ask_job(gone.id, ask)
+    assert (job.status, job.wanted, job.owner) == (left, "", "") and job.fence > gone.fence
+    assert store.claim("b", LONG) is None
+    with pytest.raises(FencedError):
+        store.renew(gone.id, gone.fence, LONG)
+
+
+@pytest.mark.parametrize(
+    ("before", "meanwhile", "call", "after"),
+    [
+        ("running", {"status": "paused"}, lambda store, job: store.ask_job(job, "cancel"), "cancelled"),
+        ("queued", {"status": "succeeded"}, lambda store, job: store.ask_job(job, "cancel"), "has succeeded already"),
+        ("paused", {"status": "cancelled"}, lambda store, job: store.resume_job(job), "has cancelled already"),
+        ("paused", {"status": "running", "owner": "b"}, lambda store, job: store.resume_job(job), "running"),
+    ],
+)
+def test_a_client_sees_what_another_is_about_to_do_with_a_job(
+    store: Store, before: str, meanwhile: dict[str, str], call: Callable[[Store, str], Job], after: str
+) -> None:
+    (made,) = queued(store)
+    table = schema.jobs
+    with store.database.write() as connection:
+        connection.execute(update(table).values(status=before, lease=later(LONG)))
+    with ThreadPoolExecutor(1) as threads:
+        with store.database.write() as connection:
+            connection.execute(update(table).values(**meanwhile))
+            asked = threads.submit(call, store, made.id)
+            wait_for_its_turn(store)
+        try:
+            assert asked.result().status == after
+        except StoreError as error:
+            assert after in str(error)
+    assert store.job(made.id).status == ("cancelled" if after == "cancelled" else meanwhile["status"])
+
+
+def wait_for_its_turn(store: Store) -> None:
+    """Returns when another connection to PostgreSQL waits for a row; SQLite's writers wait before they look."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    until = time.monotonic() + 60
+    while store.database.engine.dialect.name == "postgresql":
+        with store.database.read() as connection:
+            if connection.scalar(text(waiting)):
+                return
+        assert time.monotonic() < until, "nobody waits for the row"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("ended", ["succeeded", "failed", "cancelled"])
