@@ -10,7 +10,9 @@
 Only feedback in force counts: what was corrected or taken back is in no export that is made later. Rows of one episode
 share a group, so that a split never cuts them apart; without an episode, those of one input do. Feedback on a whole
 episode is of no one output, and is left out; so is an output that was cut short because its client left, since nobody
-decided that it should end there. Whatever is left out is counted, and its first is named.
+decided that it should end there. What a limit of tokens cut short is no demonstration, however well it was rated. Where
+what was said of an output is one number, each source has one voice, however often it spoke. Whatever is left out is
+counted, and its first is named.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ HOLDS: Mapping[str, Holds] = {  # export → the kind of rows that its file hold
     "decisions": "logged",
 }
 CUT = "cut short: its client left before it was whole"
+LIMITED = "cut short by its limit of tokens"
 ORIGIN = ("decision_id", "feedback_id", "feedback_source")  # columns of every row, by which a file tells its origin
 
 
@@ -149,10 +152,12 @@ def rows_of(connection: Connection, wanted: Wanted, left: LeftOut) -> Iterator[M
 def _imitated(connection: Connection, wanted: Wanted, left: LeftOut) -> Iterator[Made]:
     if wanted.metric and _type(connection, wanted.metric) != "demonstration":
         for decision, rated in _rated_outputs(connection, wanted, left):
-            if _mean(rated) >= wanted.at_least:
-                yield _made(decision, [one for one, _ in rated], Demonstration, [decision.record.output])
-            else:
+            if _mean(rated) < wanted.at_least:
                 left.add(f"rated below {wanted.at_least:g}", rated[0][0].id)
+            elif decision.record.finish == "length":
+                left.add(LIMITED, rated[0][0].id)
+            else:
+                yield _made(decision, [one for one, _ in rated], Demonstration, [decision.record.output])
         return
     metrics = [wanted.metric] if wanted.metric else _metrics(connection, "demonstration")
     for said, decision in _said(connection, wanted, metrics, left):
@@ -180,6 +185,8 @@ def _preferred(connection: Connection, wanted: Wanted, left: LeftOut) -> Iterato
             left.add("a preference without chosen and rejected", said.id)
         elif said.value.get("skip") or said.value.get("both_bad"):
             left.add("no choice: skipped, or both bad", said.id)
+        elif _cut(decision) and _is_side(decision.record.output, said.value):
+            left.add(CUT, said.id)
         else:
             chance = 0.5 if said.value.get("tie") else 1.0
             yield _made(decision, [said], Preference, [said.value["chosen"], said.value["rejected"]], chance)
@@ -255,6 +262,12 @@ def _cut(decision: Decision) -> bool:
     return decision.record.finish == "cancelled"
 
 
+def _is_side(output: Any, preference: Mapping[str, Any]) -> bool:
+    """Whether a preference has the output on one of its sides, as it was decided or as messages."""
+    message = output if isinstance(output, Mapping) else {"role": "assistant", "content": output}
+    return any(preference[side] in (output, message, [message]) for side in ("chosen", "rejected"))
+
+
 def _number(said: Feedback, left: LeftOut) -> float | None:
     """What was said as a number; where it is none, that is counted."""
     if isinstance(said.value, int | float) and math.isfinite(said.value):
@@ -264,7 +277,11 @@ def _number(said: Feedback, left: LeftOut) -> float | None:
 
 
 def _mean(said: Sequence[tuple[Feedback, float]]) -> float:
-    return statistics.fmean(number for _, number in said)
+    """What was said in the mean over sources, of each of which it is the mean of what it said."""
+    voices: dict[str, list[float]] = {}
+    for one, number in said:
+        voices.setdefault(one.source, []).append(number)
+    return statistics.fmean(map(statistics.fmean, voices.values()))
 
 
 # ---------------------------------------------------------------------- what was decided
@@ -309,11 +326,11 @@ def _with_outcome(
     happened = [_event(one) for one in said if one.metric in events]
     item: dict[str, Any] = {"events": happened} if events and not (wanted.metric and not happened) else {}
     rated = [] if wanted.metric in events else [one for one in said if one.metric == wanted.metric]
-    numbers = [number for one in rated if (number := _number(one, left)) is not None]
+    numbers = [(one, number) for one in rated if (number := _number(one, left)) is not None]
     if wanted.metric in events:
         item["reward"] = float(any(one.metric == wanted.metric for one in said))
     elif wanted.metric:
-        reward = statistics.fmean(numbers) if numbers else wanted.silent
+        reward = _mean(numbers) if numbers else wanted.silent
         if reward is None:
             left.add(f"nothing said of it under {wanted.metric}", decision.id)
             return None

@@ -13,7 +13,7 @@ from melior.data.formats import as_json, read_examples
 from melior.errors import ConfigError, DataError
 from melior.store import Store
 from melior.store.datasets import Exported, export, moment
-from melior.store.exports import CUT, ORIGIN, LeftOut, Wanted, rows_of
+from melior.store.exports import CUT, LIMITED, ORIGIN, LeftOut, Wanted, rows_of
 from melior.store.feedback import Said
 from melior.types import Demonstration, Preference, Rated, Record, Sampling, SlateRequest, Task
 
@@ -115,6 +115,43 @@ def test_an_answer_whose_client_left_is_a_question_and_no_example(store: Store) 
         left = LeftOut()
         assert len(list(rows_of(connection, Wanted(kind="ratings", metric="good"), left))) == 1
     assert left.to_json() == {CUT: {"count": 1, "first": store.feedback(decision_id=name, metric="good")[0].id}}
+
+
+def test_a_preference_with_an_answer_whose_client_left_is_none(store: Store, tmp_path: Path) -> None:
+    (cut,) = store.add_records([Record(inputs=ASKED, output="fo", finish="cancelled")])
+    (whole,) = store.add_records([Record(inputs=ASKED, output="four", finish="stop")])
+    sides = ({"chosen": "fo", "rejected": "5"}, {"chosen": "4", "rejected": {"role": "assistant", "content": "fo"}})
+    first, _, kept = (
+        store.add_feedback("preference", value, decision_id=name)
+        for name, value in ((cut, sides[0]), (cut, sides[1]), (whole, {"chosen": "four", "rejected": "5"}))
+    )
+    others = store.add_feedback("preference", {"chosen": "4", "rejected": "5"}, decision_id=cut)
+    done = export(store, Wanted(kind="preferences"), tmp_path / "pairs.jsonl")
+    assert [row.feedback_id for row in store.dataset_rows(done.dataset.id)] == [kept.id, others.id]
+    assert done.left_out == {CUT: {"count": 2, "first": first.id}}
+
+
+def test_an_answer_that_its_limit_cut_short_is_no_demonstration(store: Store, tmp_path: Path) -> None:
+    answers = [Record(inputs=ASKED, output=text, finish=end) for text, end in (("fo", "length"), ("four", "stop"))]
+    said = [store.add_feedback("good", True, decision_id=name) for name in store.add_records(answers)]
+    done = export(store, Wanted(kind="demonstrations", metric="good"), tmp_path / "best.jsonl")
+    assert [row.feedback_id for row in store.dataset_rows(done.dataset.id)] == [said[1].id]
+    assert done.left_out == {LIMITED: {"count": 1, "first": said[0].id}}
+    assert len(rows(store, "ratings", metric="good")) == 2, "that somebody liked it is true"
+
+
+def test_each_source_has_one_voice_however_often_it_speaks(store: Store) -> None:
+    much, little = (
+        Record(inputs=ASKED, output=text, group="chat", finish="stop", behavior_log_probs=(-1.0,)) for text in "45"
+    )
+    praised, liked = store.add_records([much, little])
+    voices = [("bot", True)] * 9 + [(person, False) for person in ("ann", "ben", "eve")]
+    for source, value in voices:
+        store.add_feedback("good", value, decision_id=praised, source=source)
+    store.add_feedback("good", 0.5, decision_id=liked, source="ann")
+    assert [row.item["reward"] for row in rows(store, "decisions", metric="good")] == [0.25, 0.5]
+    assert [row.output for row in rows(store, "demonstrations", metric="good", at_least=0.5)] == ["5"]
+    assert [(row.chosen, row.rejected) for row in rows(store, "preferences", metric="good")] == [("5", "4")]
 
 
 @pytest.mark.parametrize("kind", ["demonstrations", "preferences", "ratings", "tasks"])
