@@ -3,7 +3,7 @@
 Every answer is a decision in the log before its client has the end of it: what was read, what was decided, with which
 log-probs, by which version. The id of the answer is that of its first choice's decision; choice i has `ID:i`. Where a
 client leaves, the engine stops within a step, and what it had decided is in the log with finish "cancelled", which
-nothing is trained on.
+nothing is trained on. Where the engine fails, the choices that were complete are in the log.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LEFT = 499  # what proxies note where the client closed the connection; nobody reads it
-_leaving: set[asyncio.Task[None]] = set()  # a loop holds its tasks weakly
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,12 @@ class Prompt:
 class Answering:
     """One request while it is answered."""
 
-    def __init__(self, service: Service, model: str, *, prefix: str) -> None:
-        """Raises NotFound or Problem if nothing answers by that name."""
-        self.service, self.model = service, model
+    def __init__(self, service: Service, model: str, *, prefix: str, reads_only: bool = False) -> None:
+        """Raises NotFound or Problem if nothing answers by that name.
+
+        `reads_only`: the token that an engine decides behind each prompt was not asked for, and is no answer.
+        """
+        self.service, self.model, self.reads_only = service, model, reads_only
         self.id, self.created = f"{prefix}_{secrets.token_hex(12)}", int(time.time())
         self.version: Version = version_of(service, model)
         self.alias = alias_of(model, self.version) or None
@@ -59,6 +61,7 @@ class Answering:
         self.prompts: list[Prompt] = []
         self.tickets: list[Ticket] = []
         self.samples: dict[int, Sample] = {}  # by the number of their choice
+        self.kept = False  # whether they are, or are being, written to the log
 
     @property
     def renderer(self) -> Any:
@@ -99,9 +102,9 @@ class Answering:
                     )
                 )
                 self.prompts.append(prompt)
-        except (MeliorError, Problem):
+        except Exception:
             for ticket in self.tickets:
-                self.voice.cancel(ticket)
+                ticket.cancel()
             raise
 
     async def read(self) -> AsyncIterator[tuple[int, Piece]]:
@@ -116,13 +119,16 @@ class Answering:
                 if waiting:
                     waiting = False
                     self.service.metrics.first_token()
-                number = place * self.settings.n + piece.number
-                if piece.sample is not None:
-                    self.samples[number] = piece.sample
-                yield number, piece
+                yield self._noted(place, piece), piece
 
-    async def whole(self) -> list[Sample]:
-        """Every sample, once all are complete and in the log.
+    def _noted(self, place: int, piece: Piece) -> int:
+        number = place * self.settings.n + piece.number
+        if piece.sample is not None and not self.reads_only:
+            self.samples[number] = piece.sample
+        return number
+
+    async def whole(self, then: Callable[[], None] | None = None) -> None:
+        """Has all samples completed and kept.
 
         Raises:
             Problem: if it cannot be answered to the end.
@@ -130,17 +136,31 @@ class Answering:
         try:
             async for _ in self.read():
                 pass
+            await self.keep(then)
         finally:
             self.leave()
-        await anyio.to_thread.run_sync(self.keep)
-        return [self.samples[number] for number in sorted(self.samples)]
 
-    def keep(self) -> None:
-        """Writes what was decided to the log.
+    async def keep(self, then: Callable[[], None] | None = None) -> None:
+        """Writes what was decided to the log, and then does what else is to be done, even if its client leaves.
 
         Raises:
             Problem: if an answer was given up.
         """
+        self.kept = True
+        keeping = self._hold(anyio.to_thread.run_sync(self._write, then))
+        try:
+            await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            keeping.add_done_callback(_log_failure)
+            raise
+
+    def _hold(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self.service.keeping.add(task)
+        task.add_done_callback(self.service.keeping.discard)
+        return task
+
+    def _write(self, then: Callable[[], None] | None = None) -> None:
         decided = {number: self.samples[number] for number in sorted(self.samples) if self.samples[number].decisions}
         if decided:
             self.service.store.add_records(
@@ -153,6 +173,8 @@ class Answering:
         tokens.labels(self.version.name, "output").inc(sum(len(sample.decisions) for sample in decided.values()))
         if any(sample.finish == "cancelled" for sample in self.samples.values()):
             raise Problem(400, "the answer was given up: its schema became too complex to follow; simplify it")
+        if then is not None:
+            then()
 
     def _record(self, number: int, sample: Sample) -> Record:
         prompt = self.prompts[number // self.settings.n]
@@ -170,24 +192,22 @@ class Answering:
         )
 
     def leave(self) -> None:
-        """Ends what nobody waits for any more, if anything; what it had decided is kept as broken off."""
-        left = [ticket for ticket in self.tickets if ticket.left]
-        for ticket in left:
-            self.voice.cancel(ticket)
-        if left:
-            task = asyncio.get_running_loop().create_task(self._broken_off())
-            _leaving.add(task)
-            task.add_done_callback(_leaving.discard)
+        """Ends what nobody waits for any more, if anything; what was decided and is not kept yet will be."""
+        for ticket in self.tickets:
+            if ticket.left:
+                ticket.cancel()
+        if not self.kept:
+            self.kept = True
+            self._hold(self._keep_the_rest()).add_done_callback(_log_failure)
 
-    async def _broken_off(self) -> None:
-        try:
-            async for _ in self.read():
-                pass
-            await anyio.to_thread.run_sync(self.keep)
-        except Problem:
-            pass  # that it was given up is what is being kept
-        except Exception:
-            log.exception("what a client left behind could not be kept")
+    async def _keep_the_rest(self) -> None:
+        for place, ticket in enumerate(self.tickets):
+            try:
+                async for piece in ticket.read():
+                    self._noted(place, piece)
+            except Exception as error:  # of the engine, which has told its log
+                log.debug("request %d was not answered to the end: %s", ticket.id, error)
+        await anyio.to_thread.run_sync(self._write)
 
     def head(self, kind: str) -> dict[str, Any]:
         """What all answers and parts of answers begin with."""
@@ -199,6 +219,12 @@ class Answering:
         read = sum(len(ticket.context) for ticket in self.tickets)
         decided = sum(len(sample.decisions) for sample in self.samples.values())
         return {"prompt_tokens": read, "completion_tokens": decided, "total_tokens": read + decided}
+
+
+def _log_failure(keeping: asyncio.Task[None]) -> None:
+    """For want of anybody who waits for it. A Problem is what a client would have been told of its answer."""
+    if not keeping.cancelled() and (error := keeping.exception()) and not isinstance(error, Problem):
+        log.error("what a client left behind could not be kept", exc_info=error)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -50,6 +51,7 @@ SERVED = (
     models,
     webhooks,
 )
+KEEP_S = 10.0  # for answers that clients left to be in the log when a server stops
 
 
 def create_app(service: Service) -> FastAPI:
@@ -65,6 +67,8 @@ def create_app(service: Service) -> FastAPI:
         try:
             yield
         finally:
+            if service.keeping:
+                await asyncio.wait(service.keeping, timeout=KEEP_S)
             service.stop()
 
     app = FastAPI(title="melior", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
@@ -19,6 +18,7 @@ from melior.serving.problems import Problem
 from melior.serving.said import Teller, finish_reason, logprobs, message, sent, spoken
 from melior.serving.security import needs
 from melior.serving.service import Service
+from melior.serving.threads import ANSWERING
 from melior.serving.voices import Piece
 from melior.serving.wire import Order, labels_of, page, page_of, seconds
 from melior.store.rows import Completion
@@ -51,12 +51,12 @@ class Chat:
 
     async def whole(self) -> dict[str, Any]:
         """The answer, once it is complete and in the log."""
-        answer = self.answer(await self.answering.whole())
-        await anyio.to_thread.run_sync(self.store, answer)
-        return answer
+        await self.answering.whole(self.store)
+        return self.answer()
 
-    def answer(self, samples: Sequence[Sample]) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
         """The whole answer."""
+        samples = [sample for _, sample in sorted(self.answering.samples.items())]
         head, usage = self.answering.head("chat.completion"), self.answering.usage()
         return {**head, "choices": [self.choice(sample) for sample in samples], "usage": usage}
 
@@ -75,11 +75,11 @@ class Chat:
         """What was thought of tokens, where that was asked for."""
         return None if self.asked.told is None else logprobs(thoughts, self.answering.grammars)
 
-    def store(self, answer: Mapping[str, Any]) -> None:
+    def store(self) -> None:
         """Keeps the answer, where that was asked for."""
         if self.asked.store:
             request = self.asked.model_dump(exclude_none=True)
-            self.service.store.add_completion(self.answering.id, self.asked.model, request, answer)
+            self.service.store.add_completion(self.answering.id, self.asked.model, request, self.answer())
 
     # ------------------------------------------------------------------ in pieces
 
@@ -92,7 +92,7 @@ class Chat:
             async for number, piece in answering.read():
                 for event in self.events(number, piece):
                     yield event
-            await anyio.to_thread.run_sync(self.keep)
+            await answering.keep(self.store)
             if self.asked.counted:
                 yield sent({**answering.head(CHUNK), "choices": [], "usage": answering.usage()})
             yield b"data: [DONE]\n\n"
@@ -100,13 +100,6 @@ class Chat:
             yield sent(problem_in_stream(error).body)
         finally:
             answering.leave()
-
-    def keep(self) -> None:
-        """Writes to the log what was streamed."""
-        self.answering.keep()
-        if self.asked.store:
-            samples = self.answering.samples
-            self.store(self.answer([samples[number] for number in sorted(samples)]))
 
     def events(self, number: int, piece: Piece) -> list[bytes]:
         """The events that tell a piece."""
@@ -135,7 +128,7 @@ async def create(request: Request, asked: Asked) -> Any:
     service: Service = request.app.state.service
     if service.draining.is_set():
         raise Problem(503, "this server is stopping; ask another", retry=True)
-    chat = await anyio.to_thread.run_sync(Chat, service, asked, asyncio.get_running_loop())
+    chat = await ANSWERING.run(Chat, service, asked, asyncio.get_running_loop())
     if asked.stream:
         return StreamingResponse(chat.stream(), media_type="text/event-stream")
     return await while_there(request, chat.whole()) or Response(status_code=LEFT)
@@ -197,7 +190,7 @@ def messages(
     row = service.store.completion(completion_id)
     asked: Sequence[Mapping[str, Any]] = row.request["messages"]
     rows = [
-        {"id": f"{row.id}-{place}", "name": None, "content_parts": None, **said} for place, said in enumerate(asked)
+        {"name": None, "content_parts": None, **said, "id": f"{row.id}-{place}"} for place, said in enumerate(asked)
     ]
     return page(rows, dict, after=after, limit=limit, order=order, name=lambda said: str(said["id"]))
 

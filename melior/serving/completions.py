@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
@@ -24,6 +23,7 @@ from melior.serving.problems import Problem
 from melior.serving.said import sent, spoken, token
 from melior.serving.security import needs
 from melior.serving.service import Service
+from melior.serving.threads import ANSWERING
 from melior.serving.voices import Piece
 
 router = APIRouter(prefix="/v1/completions", tags=["completions"])
@@ -87,8 +87,9 @@ class Completing:
         """Raises Problem if it cannot be answered."""
         asked.check()
         self.asked = asked
+        self.offsets: dict[int, int] = {}  # choice → where in its text the next token begins
         with told_plainly("prompt"):
-            self.answering = Answering(service, asked.model, prefix="cmpl")
+            self.answering = Answering(service, asked.model, prefix="cmpl", reads_only=asked.max_tokens == 0)
             policy = self.answering.voice.policy
             prompts = asked.read(policy.renderer)
             room = policy.max_length - max(len(prompt.context) for prompt in prompts)
@@ -102,23 +103,11 @@ class Completing:
     async def whole(self) -> dict[str, Any]:
         """The answer, once it is complete and in the log."""
         answering = self.answering
-        if self.asked.max_tokens == 0:
-            await self.read()
-        else:
-            await answering.whole()
+        await answering.whole()
         count = len(answering.prompts) * answering.settings.n
         choices = [self.choice(number, answering.samples.get(number)) for number in range(count)]
         usage = self.answering.usage()
         return {**self.answering.head(KIND), "choices": choices, "usage": usage}
-
-    async def read(self) -> None:
-        """Has the prompts read; the token that an engine decides behind each was not asked for, and is no answer."""
-        try:
-            async for _ in self.answering.read():
-                pass
-        finally:
-            self.answering.leave()
-        self.answering.samples.clear()
 
     def choice(self, number: int, sample: Sample | None) -> dict[str, Any]:
         """One of several: what was echoed, and what goes on, if anything."""
@@ -131,13 +120,13 @@ class Completing:
         return {
             "index": number,
             "text": echoed + (sample.text if sample is not None else ""),
-            "logprobs": None if self.asked.logprobs is None else self.logprobs(prompt.context, told),
+            "logprobs": None if self.asked.logprobs is None else self.logprobs(number, told, prompt.context),
             "finish_reason": sample.finish if sample is not None else "length",
         }
 
-    def logprobs(self, context: Sequence[int], thoughts: Sequence[Thought | None]) -> dict[str, Any]:
-        """What was thought of each token, in four lists; the context's first token, None, has no log-prob."""
-        offset = 0
+    def logprobs(self, choice: int, thoughts: Sequence[Thought | None], context: Sequence[int] = ()) -> dict[str, Any]:
+        """What was thought of more of its tokens, in four lists; the context's first, None, has no log-prob."""
+        offset = self.offsets.get(choice, 0)
         grammars = self.answering.grammars
         told: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for thought in thoughts:
@@ -151,6 +140,7 @@ class Completing:
             told["top_logprobs"].append(tops if thought is not None else None)
             told["text_offset"].append(offset)
             offset += len(text)
+        self.offsets[choice] = offset
         return told
 
     async def stream(self) -> AsyncIterator[bytes]:
@@ -159,7 +149,7 @@ class Completing:
         try:
             async for number, piece in answering.read():
                 yield self.event(number, piece)
-            await anyio.to_thread.run_sync(answering.keep)
+            await answering.keep()
             if self.asked.counted:
                 yield sent({**answering.head(KIND), "choices": [], "usage": answering.usage()})
             yield b"data: [DONE]\n\n"
@@ -170,7 +160,7 @@ class Completing:
 
     def event(self, number: int, piece: Piece) -> bytes:
         """One piece."""
-        logprobs = self.logprobs((), piece.thoughts) if piece.thoughts else None
+        logprobs = self.logprobs(number, piece.thoughts) if piece.thoughts else None
         finish = piece.sample.finish if piece.sample is not None else None
         choice = {"index": number, "text": piece.text, "logprobs": logprobs, "finish_reason": finish}
         return sent({**self.answering.head(KIND), "choices": [choice]})
@@ -182,7 +172,7 @@ async def create(request: Request, asked: Begun) -> Any:
     service: Service = request.app.state.service
     if service.draining.is_set():
         raise Problem(503, "this server is stopping; ask another", retry=True)
-    completing = await anyio.to_thread.run_sync(Completing, service, asked, asyncio.get_running_loop())
+    completing = await ANSWERING.run(Completing, service, asked, asyncio.get_running_loop())
     if asked.stream:
         return StreamingResponse(completing.stream(), media_type="text/event-stream")
     return await while_there(request, completing.whole()) or Response(status_code=LEFT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import threading
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends
@@ -13,11 +12,11 @@ from melior.errors import NotFound
 from melior.serving.asking import Name, Texts, unserved
 from melior.serving.problems import Problem
 from melior.serving.security import needs
+from melior.serving.threads import EMBEDDING
 
 router = APIRouter(prefix="/v1/embeddings", tags=["embeddings"])
 MODEL = "all-minilm-l6-v2"
 MOST = 256  # texts of one request
-_one_at_a_time = threading.Lock()  # each takes all cores it gets
 
 
 class Asked(Texts):
@@ -47,8 +46,12 @@ class Asked(Texts):
 
 
 @router.post("", dependencies=[Depends(needs("infer"))])
-def create(asked: Asked) -> dict[str, Any]:
+async def create(asked: Asked) -> dict[str, Any]:
     """A vector for each text, in order."""
+    return await EMBEDDING.run(_embedded, asked)
+
+
+def _embedded(asked: Asked) -> dict[str, Any]:
     if asked.model != MODEL:
         raise NotFound(f"there is no model {asked.model!r} that embeds here; there is {MODEL!r}")
     texts = asked.texts
@@ -58,8 +61,7 @@ def create(asked: Asked) -> dict[str, Any]:
         if length > encoder.longest:
             told = f"input[{place}] has {length} tokens and {MODEL} reads {encoder.longest}; send shorter texts"
             raise Problem(400, told, param="input", code="context_length_exceeded")
-    with _one_at_a_time:
-        vectors = encoder.embed(texts).float().numpy()
+    vectors = encoder.embed(texts).float().numpy()
     if asked.dimensions not in (None, vectors.shape[1]):
         raise unserved(f"dimensions is {vectors.shape[1]} for this model; leave it out", "dimensions")
     data = [

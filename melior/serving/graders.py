@@ -20,6 +20,7 @@ from melior.serving.models import version_of
 from melior.serving.problems import Problem
 from melior.serving.security import needs
 from melior.serving.service import Service
+from melior.serving.threads import GRADING
 
 PLAIN = ("string_check", "text_similarity", "python", "events", "cost_matrix", "reasoning_gym")
 JUDGES = ("score_model", "label_model", "pair_model", "learned")  # ask a model of the registry, or one with a name here
@@ -47,9 +48,12 @@ class Validate(BaseModel):
 
 
 @router.post("/run", dependencies=[Depends(needs("train"))])
-def run(request: Request, asked: Run) -> dict[str, Any]:
+async def run(request: Request, asked: Run) -> dict[str, Any]:
     """The reward of one output, and what went wrong where there is none."""
-    service: Service = request.app.state.service
+    return await GRADING.run(_graded, request.app.state.service, asked)
+
+
+def _graded(service: Service, asked: Run) -> dict[str, Any]:
     ours = from_client(service, asked.grader)
     result = _answered(lambda: run_grader(ours, asked.model_sample, asked.item, timeout_s=PATIENCE_S))
     for kind in (flag for flag, wrong in result["metadata"]["errors"].items() if wrong is True):

@@ -98,10 +98,6 @@ class Speaker:
                 again = self.voices.of(self.version)
                 self.voice, self.adapter = again.voice, again.adapter
 
-    def cancel(self, ticket: Ticket) -> None:
-        """Ends a request that nobody waits for any more."""
-        self.voice.cancel(ticket)
-
 
 @dataclass
 class Voices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class Service:
     metrics: Metrics = field(init=False)
     draining: threading.Event = field(default_factory=threading.Event)  # set: answer what is asked, take nothing new
     writer: Writer = field(init=False)  # of feedback
+    keeping: set[asyncio.Task[None]] = field(default_factory=set)  # answers on their way to the log
     worker: threading.Thread | None = None
     courier: Courier = field(init=False)  # of messages to webhooks
     deciders: Deciders = field(default_factory=Deciders)  # all other policies that do

@@ -44,6 +44,7 @@ class Ticket:
     """One request, and where its pieces arrive: in the event loop that asked, where waiting costs no thread."""
 
     id: int
+    voice: Voice = field(repr=False)  # which counts its ids
     loop: asyncio.AbstractEventLoop
     context: tuple[int, ...]
     settings: Sampling
@@ -64,6 +65,10 @@ class Ticket:
             self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
         except RuntimeError:  # the loop has ended, and nobody waits any more
             log.debug("nobody waits for request %d any more", self.id)
+
+    def cancel(self) -> None:
+        """Ends it where nobody waits for it any more."""
+        self.voice.cancel(self)
 
     async def read(self) -> AsyncIterator[Piece]:
         """Pieces until every sample is done.
@@ -96,9 +101,12 @@ class Voice:
         self.tickets: dict[int, Ticket] = {}
         self.coming: list[Ticket] = []
         self.going: list[int] = []
+        self.entering: list[Ticket] = []  # of the thread: those that came and went since its last step
+        self.leaving: list[int] = []
         self.awake = threading.Condition()
         self.count = 0
         self.stopped = False
+        self.broken = False  # whether the engine failed, and no other could be made
         self.given_up: Problem | None = None
         self.thread = threading.Thread(target=self._work, name="voice", daemon=True)
         self.thread.start()
@@ -135,7 +143,7 @@ class Voice:
                 raise Problem(503, told, code="overloaded", retry=True, headers={"retry-after": str(AGAIN_S)})
             self.count += 1
             asked = (loop, context, settings, streams, adapter, likeliest, echoes and likeliest is not None)
-            ticket = Ticket(self.count, *asked, left=settings.n, open=settings.n)
+            ticket = Ticket(self.count, self, *asked, left=settings.n, open=settings.n)
             self.coming.append(ticket)
             self.awake.notify()
         return ticket
@@ -212,40 +220,51 @@ class Voice:
     # ------------------------------------------------------------------ the thread
 
     def _work(self) -> None:
-        while self._enter():
+        while self._wait():
             if self.given_up is not None:
                 self._fail(self.given_up)
                 continue
             try:
+                if self.broken:
+                    self.engine, self.broken = self.policy.engine(), False
+                self._enter()
                 self._read()
                 self.engine.step()
                 self._tell()
             except Exception as error:
                 log.exception("the engine failed; its requests are told, and it begins anew")
-                self._fail(error if isinstance(error, MeliorError) else RuntimeError("the engine failed"))
+                self._fail(_told_of(error))
 
-    def _enter(self) -> bool:
-        """Lets requests in and out; waits where there are none. False when there will be no more."""
+    def _wait(self) -> bool:
+        """Waits until there are requests. False when there will be no more."""
         with self.awake:
             while not (self.coming or self.tickets or self.stopped):
                 self.awake.wait()
-            coming, self.coming = self.coming, []
-            going, self.going = self.going, []
-            self.tickets |= {ticket.id: ticket for ticket in coming}  # at no time is one of them nowhere
-        for ticket in coming:
-            self.engine.submit(
-                Request(
-                    id=ticket.id,
-                    context=ticket.context,
-                    settings=ticket.settings,
-                    adapter=ticket.adapter,
-                    told=ticket.likeliest,
+            self.entering, self.coming = self.coming, []
+            self.leaving, self.going = self.going, []
+            self.tickets |= {ticket.id: ticket for ticket in self.entering}  # at no time is one of them nowhere
+        return bool(self.tickets) or not self.stopped
+
+    def _enter(self) -> None:
+        """Lets requests in and out."""
+        for ticket in self.entering:
+            try:
+                self.engine.submit(
+                    Request(
+                        id=ticket.id,
+                        context=ticket.context,
+                        settings=ticket.settings,
+                        adapter=ticket.adapter,
+                        told=ticket.likeliest,
+                    )
                 )
-            )
-        for number in going:
+            except Exception as error:  # its own fault; the others are answered
+                log.exception("the engine did not take a request")
+                del self.tickets[ticket.id]
+                ticket.put(_told_of(error))
+        for number in self.leaving:
             if number in self.tickets:
                 self.engine.cancel(number)  # what it had decided is told, and whoever left it may keep it
-        return bool(self.tickets) or not self.stopped
 
     def _read(self) -> None:
         for ticket in self.tickets.values():
@@ -292,4 +311,12 @@ class Voice:
         for ticket in self.tickets.values():
             ticket.put(error)
         self.tickets.clear()
-        self.engine = self.policy.engine()
+        try:
+            self.engine = self.policy.engine()
+        except Exception:
+            log.exception("no other engine could be made; the next request has it tried again")
+            self.broken = True
+
+
+def _told_of(error: Exception) -> Exception:
+    return error if isinstance(error, MeliorError) else RuntimeError("the engine failed")

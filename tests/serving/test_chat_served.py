@@ -168,6 +168,15 @@ def test_what_is_stored_can_be_listed_labelled_read_and_deleted(client: OpenAI) 
         client.chat.completions.retrieve(kept.id)
 
 
+def test_messages_that_bring_names_of_their_own_are_paged_as_all_are(tiny: Live, client: OpenAI) -> None:
+    said = [{"role": "user", "content": text, "id": "mine"} for text in ("a", "b", "c")]
+    kept = ask(client, store=True, messages=said)
+    (first, second, third) = tiny.service.store.completion(kept.id).request["messages"]
+    assert [one["content"] for one in (first, second, third)] == ["a", "b", "c"]
+    found = list(client.chat.completions.messages.list(kept.id, limit=1))
+    assert [message.content for message in found] == ["a", "b", "c"] and len({message.id for message in found}) == 3
+
+
 def test_feedback_finds_the_answer_it_is_about(tiny: Live, client: OpenAI) -> None:
     answer = ask(client)
     with tiny.http() as http:

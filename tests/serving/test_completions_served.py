@@ -97,15 +97,17 @@ def test_what_is_echoed_has_the_log_probs_of_the_prompt(tiny: Live, client: Open
 
 def test_a_stream_says_what_the_whole_answer_says(client: OpenAI) -> None:
     how: dict[str, Any] = {"prompt": ["the cat", "the hat"], "n": 2, "logprobs": 0, "temperature": 0.9}
-    texts, tokens = {}, {}
+    texts, tokens, offsets = {}, {}, {}
     last = None
     for last in ask(client, stream=True, stream_options={"include_usage": True}, **how):
         for choice in last.choices:
             texts[choice.index] = texts.get(choice.index, "") + choice.text
             tokens.setdefault(choice.index, []).extend(choice.logprobs.tokens if choice.logprobs else [])
+            offsets.setdefault(choice.index, []).extend(choice.logprobs.text_offset if choice.logprobs else [])
     whole = ask(client, **how)
     assert texts == {choice.index: choice.text for choice in whole.choices}
     assert tokens == {choice.index: choice.logprobs.tokens for choice in whole.choices}
+    assert offsets == {choice.index: choice.logprobs.text_offset for choice in whole.choices}
     assert last is not None and last.usage == whole.usage
 
 
