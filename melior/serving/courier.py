@@ -101,6 +101,9 @@ class Courier:
                 except StoreError as error:  # a database that is busy or away comes back
                     log.warning("messages to webhooks wait: %s", error)
                     claimed = []
+                except Exception:  # what was claimed is due again when its lease is over
+                    log.exception("messages to webhooks wait")
+                    claimed = []
                 if not claimed:
                     self.stopping.wait(self.poll_s)
 
@@ -113,5 +116,8 @@ class Courier:
             self.store.not_delivered(message, str(error), final=status == GONE)
             if status == GONE:
                 self.store.revoke_webhook(hook.id)
+        except Exception:
+            log.exception("%s could not be sent to %s", message.id, hook.id)
+            self.store.not_delivered(message, "this server failed to send it")
         else:
             self.store.delivered(message)

@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -22,6 +24,7 @@ from melior.serving.courier import Courier
 from melior.serving.security import hash_of
 from melior.store import Store
 from melior.store.jobs import Jobs
+from melior.store.rows import Webhook
 
 EVENTS = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 
@@ -143,6 +146,45 @@ def test_what_is_gone_is_not_told_again(server: Live) -> None:
         until(lambda: not store.webhooks())
         end(store)
     assert [row.status for row in store.deliveries()] == ["failed"] and len(receiver.requests) == 1
+
+
+def test_a_message_that_cannot_be_signed_keeps_no_other_waiting(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = server.service.store
+    with receiving(taken) as receiver:
+        store.add_webhook(receiver.url, EVENTS)
+        odd = store.add_webhook("http://127.0.0.1:1", EVENTS)
+        monkeypatch.setattr(
+            server.service.courier,
+            "send",
+            lambda hook, *said: Courier.send(server.service.courier, broken(hook), *said),
+        )
+
+        def broken(hook: Webhook) -> Webhook:
+            return replace(hook, secret="whsec_A") if hook.id == odd.id else hook
+
+        end(store)
+        until(lambda: sorted(row.status for row in store.deliveries()) == ["delivered", "waiting"])
+        until(lambda: any(row.error == "this server failed to send it" for row in store.deliveries()))
+        end(store)
+        until(lambda: len(receiver.requests) == 2)
+
+
+def test_messages_go_on_after_whatever_kept_them(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, failed = server.service.store, threading.Event()
+    claim = store.claim_deliveries
+
+    def odd(most: int) -> Any:
+        if failed.is_set():
+            return claim(most)
+        failed.set()
+        raise RuntimeError("not what a store says")
+
+    monkeypatch.setattr(store, "claim_deliveries", odd)
+    with receiving(taken) as receiver:
+        store.add_webhook(receiver.url, EVENTS)
+        until(failed.is_set)
+        end(store)
+        until(lambda: len(receiver.requests) == 1)
 
 
 SENDER = """
