@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import Any
 
 from melior.errors import StoreError
 from melior.store import Store
-from melior.store.rows import Version
+from melior.store.rows import JobStatus, Version
 
 FOLDER = "kept"  # in the run's folder
+UNDONE: tuple[JobStatus, ...] = ("validating_files", "queued", "running", "paused")
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -48,13 +50,22 @@ class Kept:
         return self.measure(policy)
 
     def let_go(self, step: int) -> None:
-        """Deletes one, its files too, unless somebody has promoted it or trained from it."""
+        """Deletes one, its files too, unless somebody has promoted it, trained from it, or is to."""
         place = folder_of(self.run, step)
         for version in self.store.versions(within=str(place)):
             try:
-                if self.store.versions(parent_id=version.id):  # others stand on its files
+                if self._needed(version):
                     return
                 self.store.delete_version(version.id)
             except StoreError:  # an alias points to it
                 return
         shutil.rmtree(place, ignore_errors=True)
+
+    def _needed(self, version: Version) -> bool:
+        """Whether others stand on its files: versions, runs that may go on, jobs that wait or run."""
+        if self.store.versions(parent_id=version.id):
+            return True
+        if any(run.status != "succeeded" for run in self.store.runs(base_version=version.id)):
+            return True
+        waiting = (job for status in UNDONE for job in self.store.jobs(status=status))
+        return any(version.id in json.dumps(job.recipe) for job in waiting)  # as model, teacher, or what is evaluated

@@ -154,9 +154,11 @@ class Runs(Rows):
         """One run."""
         return self._find(Run, reference)
 
-    def runs(self, *, status: RunStatus | None = None, method: str | None = None) -> list[Run]:
-        """Runs, the oldest first."""
-        return self._list(Run, status=status, method=method)
+    def runs(
+        self, *, status: RunStatus | None = None, method: str | None = None, base_version: str | None = None
+    ) -> list[Run]:
+        """Runs, the oldest first; of a status, by a method, from a version, or all."""
+        return self._list(Run, status=status, method=method, base_version=base_version)
 
     def _change_run(self, connection: Connection, run: Run, values: Mapping[str, Any]) -> Run:
         connection.execute(update(schema.runs).where(schema.runs.c.id == run.id).values(**values))

@@ -72,5 +72,25 @@ def test_what_was_promoted_or_trained_from_is_not_let_go(store: Store, tmp_path:
     assert registry.verify("count@prod").metrics["step"] == 2
 
 
+def test_what_a_run_or_a_job_begins_with_is_not_let_go_before_it_is_done(store: Store, tmp_path: Path) -> None:
+    keeps = keeping(store, tmp_path, most=1)
+    train(keeps, 0, 6)
+    train(keeping(store, tmp_path, most=3), 6, 10)  # 6, 8, 10
+    of_job, of_run, _ = store.versions()
+    job = store.add_job("sft", {"model": {"path": of_job.id}}, str(tmp_path / "job"))
+    run = store.add_run("sft", {}, tmp_path / "other", base_version=of_run.id)
+    train(keeps, 10, 12)
+    assert kept_steps(tmp_path) == [6, 8, 12]
+    store.ask_job(job.id, "pause")
+    store.finish_run(run.id, status="failed", error="the disk is full")
+    train(keeps, 12, 14)
+    assert kept_steps(tmp_path) == [6, 8, 14], "both may go on"
+    store.ask_job(job.id, "cancel")
+    store.reopen_run(run.id)
+    store.finish_run(run.id)
+    train(keeps, 14, 16)
+    assert kept_steps(tmp_path) == [16]
+
+
 def test_nothing_is_kept_where_nothing_was_saved(tmp_path: Path) -> None:
     assert kept_steps(tmp_path / "nowhere") == []
