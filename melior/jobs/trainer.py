@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from melior.durable import write_file
-from melior.errors import DataError, MeliorError, TrainingError
+from melior.errors import DatabaseAway, DataError, DiskFull, FencedError, MeliorError
 
 if TYPE_CHECKING:
     from melior.store import Store
     from melior.store.rows import Job
 
 DATABASE = "MELIOR_DATABASE"  # in the environment, since a URL may hold a password and commands are read by everybody
+WORKER = "MELIOR_WORKER"  # in the environment: the worker's process, which may be gone before the trainer can look
 DONE, FAILED, INTERRUPTED = 0, 3, 130  # exit statuses; any other is a process that was lost
+PASSING = (DatabaseAway, FencedError)  # the fault of no job: its process is lost, and another goes on
 ERROR = "job-error.json"
 WATCH_S = 0.5  # between two looks at whether the worker lives
 # evaluates? → code of an error in the rows, of any other
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="melior.jobs.trainer")
     parser.add_argument("--job", required=True)
     asked = parser.parse_args(arguments)
-    _die_with(os.getppid())
+    _die_with(int(os.environ.get(WORKER) or os.getppid()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     from melior.store import Store
@@ -54,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         except MeliorError as error:
+            if isinstance(error, PASSING) and not isinstance(error, DiskFull):
+                raise
             codes = CODES[job.eval_id is not None]
             code = codes[not isinstance(error, DataError)]
             write_file(folder / ERROR, json.dumps({"code": code, "message": str(error), "param": None}))
@@ -79,7 +83,7 @@ def _do(job: Job, folder: Path, store: Store) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Kills this process when its parent is gone: whoever takes the job next must find the folder free."""
+    """Kills this process when this is not its parent: whoever takes the job next must find the folder free."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -93,7 +97,7 @@ def _wait_for(folder: Path) -> None:
     """Waits until no process is at work in the folder.
 
     Raises:
-        TrainingError: if that takes too long.
+        TimeoutError: if that takes too long.
     """
     until = time.monotonic() + PATIENCE_S
     while True:
@@ -103,9 +107,7 @@ def _wait_for(folder: Path) -> None:
                 return
             except BlockingIOError:
                 if time.monotonic() > until:
-                    raise TrainingError(
-                        f"Another process has been at work in {folder} for {PATIENCE_S:.0f} s"
-                    ) from None
+                    raise TimeoutError(f"another process has been at work in {folder} for {PATIENCE_S:.0f} s") from None
         time.sleep(WATCH_S)
 
 

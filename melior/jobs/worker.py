@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from melior.errors import FencedError, StoreError
-from melior.jobs.trainer import DATABASE, DONE, ERROR, FAILED, INTERRUPTED
+from melior.jobs.trainer import DATABASE, DONE, ERROR, FAILED, INTERRUPTED, WORKER
 from melior.store import Store
 from melior.store.jobs import STOPPED
 from melior.store.rows import Job, JobStatus, Wanted
@@ -109,7 +109,7 @@ class _Doing:
 
     def run(self) -> None:
         command = [sys.executable, "-m", "melior.jobs.trainer", "--job", self.job.id]
-        environment = {**os.environ, DATABASE: self.worker.database}
+        environment = {**os.environ, DATABASE: self.worker.database, WORKER: str(os.getpid())}
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "trainer.log").open("ab") as output:
             # of its own group: Ctrl-C is for the worker, which then decides what becomes of the job

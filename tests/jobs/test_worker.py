@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from melior.cycles.folders import alone
 from melior.cycles.measures import read_evaluation
 from melior.errors import DatabaseAway
 from melior.jobs.trainer import DATABASE, FAILED
@@ -196,10 +197,10 @@ sys.exit(130)
 """
 
 
-def instead(monkeypatch: pytest.MonkeyPatch, source: str, listens: Path) -> None:
-    """What the worker starts in place of a trainer; it makes a file when it listens."""
+def instead(monkeypatch: pytest.MonkeyPatch, source: str, *given: str | Path) -> None:
+    """What the worker starts in place of a trainer."""
     starts = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda _, **how: starts([sys.executable, "-c", source, listens], **how))
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **how: starts([sys.executable, "-c", source, *given], **how))
 
 
 @pytest.mark.parametrize(("ask", "left"), [("pause", "paused"), ("cancel", "cancelled"), ("stop", "queued")])
@@ -297,6 +298,80 @@ def test_a_worker_that_stops_gives_its_job_back(store: Store, worker: Worker, tm
     thread.join()
     job = store.job(made.id)
     assert (job.status, job.attempts, job.lease) == ("queued", 0, None) and not trainers(made)
+
+
+def test_a_worker_that_is_killed_as_it_starts_its_trainer_takes_it_along(
+    store: Store, url: str, tmp_path: Path
+) -> None:
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "orphan"))
+    source = (
+        "import os, signal, subprocess, sys, threading; from melior.jobs.worker import Worker; "
+        "from melior.store import Store; starts = subprocess.Popen; "
+        "subprocess.Popen = lambda *a, **k: (starts(*a, **k), os.kill(os.getpid(), signal.SIGKILL)); "
+        "Worker(Store.open(sys.argv[1]), sys.argv[1], owner='doomed').work(threading.Event(), once=True)"
+    )
+    assert subprocess.run([sys.executable, "-c", source, url], check=False).returncode == -signal.SIGKILL
+    until(lambda: not trainers(made), "end of the trainer")
+    assert store.job(made.id).status == "running" and store.runs() == []
+
+
+STOPS = """
+import sys
+from melior import errors
+from melior.jobs.trainer import main
+from melior.store import Store
+def add_gate(*_, **__):
+    raise getattr(errors, sys.argv[1])("no room, or no answer")
+Store.add_gate = add_gate
+sys.exit(main(["--job", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("error", ["DatabaseAway", "FencedError"])
+def test_a_training_that_the_database_left_at_its_end_goes_on(
+    store: Store, worker: Worker, tmp_path: Path, error: str
+) -> None:
+    fit = {"learning_rate": 0.01, "checkpoint_every": 2, "steps": 4}
+    made = store.add_job("sft", recipe(tmp_path, fit=fit), str(tmp_path / "left"))
+    with pytest.MonkeyPatch.context() as patch:
+        instead(patch, STOPS, error, made.id)
+        worker.do(claimed(store))
+    left = store.job(made.id)
+    assert (left.status, left.attempts, left.error) == ("queued", 1, None)
+    worker.do(claimed(store))
+    assert store.job(made.id).status == "succeeded" and steps(store, made) == [1, 2, 3, 4]
+    assert len(store.versions()) == 1
+
+
+def test_a_training_that_finds_no_room_says_so(
+    store: Store, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = {"learning_rate": 0.01, "steps": 1}
+    made = store.add_job("sft", recipe(tmp_path, fit=fit), str(tmp_path / "full"))
+    instead(monkeypatch, STOPS, "DiskFull", made.id)
+    worker.do(claimed(store))
+    job = store.job(made.id)
+    assert job.status == "failed" and job.error is not None and job.error["message"] == "no room, or no answer"
+
+
+IMPATIENT = """
+import sys
+from melior.jobs import trainer
+trainer.PATIENCE_S = 0.1
+sys.exit(trainer.main(["--job", sys.argv[1]]))
+"""
+
+
+def test_a_job_whose_folder_is_not_free_is_tried_again(
+    store: Store, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "taken"))
+    instead(monkeypatch, IMPATIENT, made.id)
+    (tmp_path / "taken").mkdir()
+    with alone(tmp_path / "taken"):
+        worker.do(claimed(store))
+    job = store.job(made.id)
+    assert (job.status, job.attempts, job.error) == ("queued", 1, None) and store.runs() == []
 
 
 LATE = """
