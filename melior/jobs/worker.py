@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 LEASE_S = 20.0  # a job whose worker is gone is somebody else's after so long
 BEAT_S = 2.0  # between two renewals: nine may fail before the lease is lost
 POLL_S = 1.0  # between two looks into an empty queue
+AT_ONCE = 200  # steps that are told in one transaction
 GRACE_S = 120.0  # for a trainer to reach the end of its step, and its checkpoint
 
 # of a job that was stopped, by what clients want of it
@@ -149,24 +150,33 @@ class _Doing:
             trainer.send_signal(signal.SIGINT)
 
     def _tell(self) -> None:
-        """Events of the steps that were done since the last time."""
+        """Events of the steps that were done since the last time; many take a while, in which the lease is held."""
+        untold = list(self._untold())
+        for start in range(0, len(untold), AT_ONCE):
+            part = untold[start : start + AT_ONCE]
+            self.store.add_steps(self.job.id, part, fence=self.job.fence, seconds=self.worker.lease_s)
+            self.told = part[-1][1]["step"]
+
+    def _untold(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What to say of each step that was done since the last time, and its metrics."""
         total = _read(self.folder / "run.json").get("total")
         try:
             lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         except OSError:
             return
+        last = self.told
         for line in lines[self.told :]:
             try:
                 row = json.loads(line)
             except ValueError:  # half written
                 return
             step = int(row["step"]) + 1
-            if step <= self.told:
+            if step <= last:
                 continue
+            last = step
             data = {**{NAMES.get(name, name): value for name, value in row.items()}, "step": step}
             loss = f": training loss={row['loss']:.2f}" if isinstance(row.get("loss"), float) else ""
-            self.store.add_event(self.job.id, f"Step {step}/{total or '?'}{loss}", fence=self.job.fence, data=data)
-            self.told = step
+            yield f"Step {step}/{total or '?'}{loss}", data
 
     def _end(self, status: int) -> None:
         """Leaves the job as the trainer left it."""

@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 
 from melior.errors import FencedError, StoreError
 from melior.store import schema
-from melior.store.query import Page, Rows, add_row, fetch, find, labelled, later, new_id, now, one_of
+from melior.store.query import Page, Rows, add, add_row, fetch, find, labelled, later, new_id, now, one_of
 from melior.store.rows import Job, JobEvent, JobStatus, Level, Wanted
 from melior.store.webhooks import Event, announce
 
@@ -152,20 +152,24 @@ class Jobs(Rows):
         Raises:
             FencedError: if another worker has it.
         """
-        kind = "metrics" if data else "message"
-        row = JobEvent(
-            id=new_id("ftevent"),
-            job_id=job_id,
-            level=one_of(Level, level),
-            type=kind,  # type: ignore[arg-type]
-            message=schema.clean(message),
-            data=dict(data or {}),
-            created=now(),
-        )
+        row = _told(job_id, message, level, data or {})
         with self.database.write() as connection:
             if fence is not None:
                 _held(connection, job_id, fence)
             return add_row(connection, row)
+
+    def add_steps(
+        self, job_id: str, steps: Sequence[tuple[str, Mapping[str, Any]]], *, fence: int, seconds: float
+    ) -> None:
+        """Messages with their metrics, all stored or none, by a worker that holds the lease for so many seconds more.
+
+        Raises:
+            FencedError: if another worker has it.
+        """
+        rows = [vars(_told(job_id, message, "info", data)) for message, data in steps]
+        with self.database.write() as connection:
+            _change(connection, _held(connection, job_id, fence), {"lease": later(seconds)})
+            add(connection, schema.job_events, rows)
 
     def tell_run(self, job_id: str, fence: int, run_id: str) -> Job:
         """The job, with the run that does its work."""
@@ -268,6 +272,18 @@ def _change(connection: Connection, job: Job, values: Mapping[str, Any]) -> Job:
     if values.get("status") in ENDED:
         announce(connection, _event(job, values["status"]), {"id": job.id})
     return find(connection, Job, job.id)
+
+
+def _told(job_id: str, message: str, level: Level, data: Mapping[str, Any]) -> JobEvent:
+    return JobEvent(
+        id=new_id("ftevent"),
+        job_id=job_id,
+        level=one_of(Level, level),
+        type="metrics" if data else "message",
+        message=schema.clean(message),
+        data=dict(data),
+        created=now(),
+    )
 
 
 def _event(job: Job, status: str) -> Event:

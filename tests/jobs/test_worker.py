@@ -374,6 +374,32 @@ def test_a_job_whose_folder_is_not_free_is_tried_again(
     assert (job.status, job.attempts, job.error) == ("queued", 1, None) and store.runs() == []
 
 
+BACKLOG = """
+import pathlib, sys
+lines = [f'{{"step": {step}, "loss": 0.5}}\\n' for step in range(1000)]
+pathlib.Path(sys.argv[1], "metrics.jsonl").write_text("".join(lines) + '{"step": 1000, "lo')
+sys.exit(3)
+"""
+
+
+def test_many_steps_are_told_together_and_the_lease_is_held_as_they_are(
+    store: Store, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "backlog"))
+    instead(monkeypatch, BACKLOG, tmp_path / "backlog")
+    adds, leases = Store.add_steps, []
+
+    def add_steps(self: Store, *given: Any, **more: Any) -> None:
+        before = self.job(made.id).lease
+        adds(self, *given, **more)
+        leases.append((before, self.job(made.id).lease))
+
+    monkeypatch.setattr(Store, "add_steps", add_steps)
+    worker.do(claimed(store))
+    assert steps(store, made) == list(range(1, 1001)), "each step is told once, and what is half written not yet"
+    assert 1 < len(leases) <= 10 and all(before < after for before, after in leases)
+
+
 LATE = """
 import atexit, os, signal, sys
 atexit.register(os.kill, os.getpid(), signal.SIGINT)

@@ -247,6 +247,19 @@ def test_events_come_in_order_with_their_numbers(store: Store) -> None:
     assert told[1].data == {"step": 1, "train_loss": 0.1 + 0.2}
 
 
+def test_steps_are_told_together_by_who_holds_the_job_and_hold_it_longer(store: Store) -> None:
+    queued(store)
+    job = claimed(store)
+    told = [(f"Step {step}", {"step": step}) for step in (1, 2, 3)]
+    store.add_steps(job.id, told, fence=job.fence, seconds=2 * LONG)
+    assert [(event.message, event.data) for event in store.job_events(job.id)] == told
+    assert (store.job(job.id).lease or "") > (job.lease or "")
+    store.give_back(job.id, job.fence)
+    with pytest.raises(FencedError):
+        store.add_steps(job.id, told, fence=job.fence, seconds=LONG)
+    assert len(store.job_events(job.id)) == 3 and store.job(job.id).lease is None
+
+
 def test_a_job_of_a_file_that_is_not_there_is_refused(store: Store) -> None:
     with pytest.raises(StoreError, match="training_file"):
         store.add_job("sft", {}, "runs/a", training_file="file_none")
