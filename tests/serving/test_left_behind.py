@@ -15,11 +15,14 @@ from typing import Any
 
 import httpx
 import pytest
-from live import TOKEN, Live
+from live import TOKEN, Live, serving
 
 from melior.policies.engine import Sample
 from melior.registry import Registry
+from melior.serving.security import first_key
+from melior.serving.service import Service, Settings
 from melior.serving.voices import Voice
+from melior.store import Store
 
 SHARED = 40  # threads of anyio, for all short work
 ENDLESS = {"logit_bias": {"1": -100, "3": -100}}  # never what ends an answer
@@ -29,13 +32,16 @@ CHAT = {"model": "tiny@prod", "messages": [{"role": "user", "content": "say some
 @pytest.fixture
 def tiny(live: Callable[..., Live], folder_of: Callable[..., Path]) -> Live:
     """A server whose model has been asked once."""
-    made = live()
-    registry = Registry(made.service.store)
-    version = registry.register("tiny", folder_of("llama", "chatml"), method="none", base_model="tiny")
+    return begun(live(), folder_of("llama", "chatml"))
+
+
+def begun(server: Live, folder: Path) -> Live:
+    registry = Registry(server.service.store)
+    version = registry.register("tiny", folder, method="none", base_model="tiny")
     registry.promote(version.id, force=True, reason="the only one")
-    with made.http() as http:
+    with server.http() as http:
         assert http.post("/v1/chat/completions", json=CHAT).status_code == 200
-    return made
+    return server
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> None:
@@ -212,3 +218,26 @@ def test_a_client_that_only_had_its_prompt_read_leaves_no_answer_behind(
     left.set()
     settled(tiny)
     assert len(tiny.service.store.decisions()) == before
+
+
+def test_what_clients_left_is_in_the_log_before_a_server_has_stopped(
+    tmp_path: Path, folder_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(tmp_path / "melior.db") as store:
+        first_key(store, TOKEN)
+        service = Service(Settings(data=tmp_path, database=str(tmp_path / "melior.db"), work=False), store)
+        steps, last = count(), threading.Event()
+        with serving(service) as server:
+            voice = voice_of(begun(server, folder_of("llama", "chatml")))
+            step = voice.engine.step
+
+            def slow_end() -> bool:
+                if next(steps) > 2:
+                    last.set()
+                    time.sleep(1)  # in which the server begins to stop
+                return step()
+
+            monkeypatch.setattr(voice.engine, "step", slow_end)
+            with asked(server, "/v1/chat/completions", {**CHAT, **ENDLESS}):
+                assert last.wait(60)
+        assert [row.record.finish for row in store.decisions()[1:]] == ["cancelled"]
