@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -21,6 +22,8 @@ from melior.serving.feedback import Id
 from melior.serving.problems import Problem
 from melior.serving.service import Service
 from melior.serving.wire import seconds
+from melior.store.query import CHUNK
+from melior.store.rows import Completion
 
 PURPOSES = ("evals", "fine-tune")  # of files that rows are read from
 MOST = 100_000  # rows of a run, which are checked while the client waits
@@ -219,20 +222,36 @@ def _line(line: str, place: str) -> dict[str, Any]:
 def _completions(
     service: Service, source: StoredCompletions, labels: Mapping[str, str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Kept completions, the oldest first."""
-    wanted = {**labels, **(source.metadata or {})}.items()
-    chosen = []
-    for kept in service.store.completions(model=source.model):
-        created = seconds(kept.created)
-        early = source.created_after is not None and created < source.created_after
-        late = source.created_before is not None and created > source.created_before
-        if not early and not late and wanted <= kept.labels.items():
-            chosen.append(kept)
-    chosen = chosen[: source.limit]
-    decisions = service.store.decisions([kept.id for kept in chosen])
-    for kept, decision in zip(chosen, decisions, strict=True):
-        item = {"input": kept.request.get("messages", [])}
-        yield kept.id, {"item": item, "sample": dict(kept.response), "version": decision.record.policy_version}
+    """Kept completions, the oldest first, without those whose decision is not in the log."""
+    wanted = {**labels, **(source.metadata or {})}
+    found = (
+        (kept.id, {"item": {"input": kept.request.get("messages", [])}, "sample": dict(kept.response), **decided})
+        for page in _pages(service, source.model, wanted)
+        for kept, decided in _decided(service, [kept for kept in page if _timely(kept, source)])
+    )
+    yield from islice(found, source.limit)
+
+
+def _pages(service: Service, model: str | None, labels: Mapping[str, str]) -> Iterator[list[Completion]]:
+    """The kept completions of a model with these labels, a page at a time."""
+    after = None
+    while True:
+        page = service.store.completion_page(model=model, labels=labels, after=after, limit=CHUNK)
+        yield page.rows
+        if not page.more:
+            return
+        after = page.rows[-1].id
+
+
+def _timely(kept: Completion, source: StoredCompletions) -> bool:
+    created, after, before = seconds(kept.created), source.created_after, source.created_before
+    return (after is None or created >= after) and (before is None or created <= before)
+
+
+def _decided(service: Service, kept: Sequence[Completion]) -> Iterator[tuple[Completion, dict[str, Any]]]:
+    """Those of which the log has the decision, with the version that made it."""
+    decisions = service.store.known_decisions([one.id for one in kept])
+    return ((one, {"version": decisions[one.id].record.policy_version}) for one in kept if one.id in decisions)
 
 
 def _made(row: Mapping[str, Any], inputs: Messages | Reference | None, place: str) -> dict[str, Any]:

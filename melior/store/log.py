@@ -113,11 +113,15 @@ class Log(Heard, Declared):
                     here = select(table.c.sequence).where(table.c.id == find(connection, Decision, after).id)
                     where = [table.c.sequence > here.scalar_subquery()]
                 return fetch(connection, Decision, *where, limit=limit, **equal)
-        found = {decision.id: decision for decision in self._among(Decision, table.c.id, ids, **equal)}
+        found = self.known_decisions(ids, **equal)
         missing = [one for one in ids if one not in found]
         if missing:
             raise StoreError(f"{len(missing)} of {len(ids)} decisions are not in the log, the first is {missing[0]!r}")
         return [found[one] for one in ids][:limit]
+
+    def known_decisions(self, ids: Sequence[str], **equal: str | None) -> dict[str, Decision]:
+        """Those of `ids` that are in the log, by id; a keyword that is not None must be equal."""
+        return {decision.id: decision for decision in self._among(Decision, schema.records.c.id, ids, **equal)}
 
     def records(
         self,

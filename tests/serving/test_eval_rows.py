@@ -7,6 +7,12 @@ from typing import Any
 
 import pytest
 from live import Live
+from sqlalchemy.event import listen
+
+from melior.serving.eval_rows import StoredCompletions, rows_of
+from melior.serving.problems import Problem
+from melior.store.query import CHUNK
+from melior.types import Record
 
 JSON = {"content-type": "application/json"}
 ROW: Any = {"item": {"word": "cat"}, "sample": {"output_text": "cat"}}
@@ -52,3 +58,41 @@ def test_a_row_with_half_a_character_is_refused(server: Live, in_a_file: bool) -
     assert answer.status_code == 400 and "surrogates not allowed" in answer.json()["error"]["message"]
     assert ("line 2" in answer.json()["error"]["message"]) is in_a_file
     assert not server.service.jobs.exists() or list(server.service.jobs.iterdir()) == []
+
+
+def kept(server: Live, count: int, start: int = 0, *, use: str = "words", decided: bool = True) -> list[str]:
+    """Completions that somebody asked to keep."""
+    ids = [f"chatcmpl_{number}" for number in range(start, start + count)]
+    if decided:
+        server.service.store.add_records([Record(inputs="q", output=name) for name in ids], ids=ids)
+    for name in ids:
+        asked = {"messages": [{"role": "user", "content": name}], "metadata": {"use": use}}
+        said = {"choices": [{"message": {"role": "assistant", "content": name}}]}
+        server.service.store.add_completion(name, "tiny", asked, said)
+    return ids
+
+
+def outputs(server: Live, **more: Any) -> list[str]:
+    """What the rows of a run of kept completions would be graded for."""
+    source = StoredCompletions(type="stored_completions", **more)
+    found = rows_of(server.service, source, None, lambda item: [], {"use": "words"}, samples=True)
+    return [row["output"] for row in found]
+
+
+def test_kept_completions_are_read_until_there_are_enough(server: Live) -> None:
+    kept(server, 1, use="other")
+    first, second = kept(server, 2, start=1)
+    kept(server, 2 * CHUNK, start=3)
+    read: list[str] = []
+    listen(server.service.store.database.engine, "before_cursor_execute", lambda *told: read.append(str(told[2])))
+    assert outputs(server, limit=2) == [first, second]
+    assert sum("FROM completions" in query for query in read) == 1, "one page"
+    assert len(outputs(server)) == len(outputs(server, created_after=0)) == 2 * CHUNK + 2
+    with pytest.raises(Problem, match="there are no rows"):
+        outputs(server, created_before=0)
+
+
+def test_kept_completions_that_nobody_decided_are_no_rows(server: Live) -> None:
+    kept(server, 2, decided=False)
+    last = kept(server, 1, start=2)
+    assert outputs(server, limit=1) == outputs(server) == last
