@@ -65,12 +65,17 @@ def create(
     name = new_id("evalrun")
     sent = asked.model_dump(exclude_none=True)
     check_finite(sent, "data_source")
+    content = ""
+    if isinstance(source.source, FileContent):  # what is sent is kept beside the job, which is read often
+        content = json.dumps(sent["data_source"]["source"].pop("content"))
+        sent["data_source"]["source"]["sha256"] = hashlib.sha256(content.encode()).hexdigest()
+    if (known := service.store.job_made_by(idempotency_key, sent, row.id)) is not None:  # its rows may be gone since
+        return told(request, known)
     with new_folder(service, name) as folder:
         recipe, rows = recipe_of(service, row, source, folder)
         folder.mkdir(parents=True)
-        if isinstance(source.source, FileContent):  # what is sent is kept beside the job, which is read often
-            write_file(folder / CONTENT, json.dumps(sent["data_source"]["source"].pop("content")))
-            sent["data_source"]["source"]["sha256"] = hashlib.sha256((folder / CONTENT).read_bytes()).hexdigest()
+        if content:
+            write_file(folder / CONTENT, content)
         write_file(folder / ROWS, "".join(json.dumps(each) + "\n" for each in rows))
         job = service.store.add_job(
             METHOD,

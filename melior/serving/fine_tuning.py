@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from melior.cycles.auto import resolved_in
 from melior.cycles.hyperparameters import METHODS, sections_of, settled
@@ -26,6 +26,7 @@ from melior.durable import write_file
 from melior.errors import ConfigError, GraderError, NotFound, StoreError
 from melior.rewards.results import validate_grader
 from melior.serving import files
+from melior.serving.asking import Texts
 from melior.serving.feedback import Id
 from melior.serving.graders import from_client
 from melior.serving.models import name_of, reference_of
@@ -44,7 +45,7 @@ HELDOUT = 0.1  # of the training file, where no validation file comes with it
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 
-class Asked(BaseModel):
+class Asked(Texts):
     """What a client sends; keys that mean nothing here are accepted where the dialect has them."""
 
     model_config = ConfigDict(extra="forbid")
@@ -73,14 +74,16 @@ def create(request: Request, asked: Asked, idempotency_key: Annotated[Id | None,
     service: Service = request.app.state.service
     if asked.integrations:
         raise Problem(400, "integrations are not served; a recipe's report.to does that", param="integrations")
-    name = new_id("ftjob")
+    name, sent = new_id("ftjob"), asked.model_dump(exclude_none=True)
+    if (known := service.store.job_made_by(idempotency_key, sent)) is not None:  # its files may be gone since
+        return told(service, known)
     with new_folder(service, name) as folder:
         recipe = _recipe(service, asked, folder)
         job = service.store.add_job(
             recipe["method"],
             recipe,
             str(folder / "run"),
-            asked=asked.model_dump(exclude_none=True),
+            asked=sent,
             training_file=asked.training_file,
             validation_file=asked.validation_file,
             labels=asked.metadata or {},
@@ -93,7 +96,7 @@ def create(request: Request, asked: Asked, idempotency_key: Annotated[Id | None,
 
 
 @router.get("", dependencies=[Depends(needs("read"))])
-def listed(request: Request, after: str | None = None, limit: int = Query(20, ge=1, le=100)) -> dict[str, Any]:
+def listed(request: Request, after: Id | None = None, limit: int = Query(20, ge=1, le=100)) -> dict[str, Any]:
     """Jobs, the newest first; metadata[key]=value asks for those with that label."""
     service: Service = request.app.state.service
     jobs = service.store.job_page(labels=labels_of(request), after=after, limit=limit)
@@ -130,7 +133,7 @@ def resume(request: Request, job_id: Id) -> dict[str, Any]:
 
 @router.get("/{job_id}/events", dependencies=[Depends(needs("read"))])
 def events(
-    request: Request, job_id: Id, after: str | None = None, limit: int = Query(20, ge=1, le=1_000)
+    request: Request, job_id: Id, after: Id | None = None, limit: int = Query(20, ge=1, le=1_000)
 ) -> dict[str, Any]:
     """What happened to it, the newest first."""
     service: Service = request.app.state.service

@@ -75,18 +75,26 @@ class Jobs(Rows):
             eval_id=eval_id,
         )
         with self.database.write() as connection:
-            known = fetch(connection, Job, request_key=request_key) if request_key else []
-            if not known:
-                try:
-                    with connection.begin_nested():
-                        return add_row(connection, row)
-                except IntegrityError:  # PostgreSQL: somebody used this key since we looked
-                    known = fetch(connection, Job, request_key=request_key) if request_key else []
-                    if not known:
-                        raise
-        if known[0].asked != row.asked:
-            raise StoreError(f"request key {request_key!r} made {known[0].id} of another request; use a new key")
-        return known[0]
+            known = _made_by(connection, request_key, row.asked, eval_id)
+            if known is not None:
+                return known
+            try:
+                with connection.begin_nested():
+                    return add_row(connection, row)
+            except IntegrityError:  # PostgreSQL: somebody used this key since we looked
+                known = _made_by(connection, request_key, row.asked, eval_id)
+                if known is None:
+                    raise
+                return known
+
+    def job_made_by(self, request_key: str | None, asked: Mapping[str, Any], eval_id: str | None = None) -> Job | None:
+        """The job that this request made when it came before; None where it did not.
+
+        Raises:
+            StoreError: if the key came with another request, or the job was deleted.
+        """
+        with self.database.read() as connection:
+            return _made_by(connection, request_key, dict(asked), eval_id)
 
     def job(self, reference: str) -> Job:
         """One job."""
@@ -265,6 +273,20 @@ def _locked(connection: Connection, job_id: str) -> Job:
     """The job, which nobody else claims or changes before this transaction ends."""
     connection.execute(select(schema.jobs.c.id).where(schema.jobs.c.id == job_id).with_for_update())
     return find(connection, Job, job_id)
+
+
+def _made_by(
+    connection: Connection, request_key: str | None, asked: Mapping[str, Any], eval_id: str | None
+) -> Job | None:
+    known = fetch(connection, Job, request_key=request_key) if request_key else []
+    if not known:
+        return None
+    (job,) = known
+    if (job.asked, job.eval_id) != (asked, eval_id):
+        raise StoreError(f"request key {request_key!r} made {job.id} of another request; use a new key")
+    if job.deleted is not None:
+        raise StoreError(f"request key {request_key!r} made {job.id}, which was deleted; use a new key")
+    return job
 
 
 def _change(connection: Connection, job: Job, values: Mapping[str, Any]) -> Job:

@@ -345,7 +345,15 @@ def test_a_run_that_is_asked_for_again_is_one(working: Live, client: OpenAI) -> 
     assert len(ids) == 1 and len(list(working.service.jobs.iterdir())) == 1
     with pytest.raises(openai.ConflictError, match="of another request"):
         client.evals.runs.create(made.id, data_source=jsonl(given("dog")), **again)
+    other = created(client)
+    with pytest.raises(openai.ConflictError, match="of another request"):
+        client.evals.runs.create(other.id, data_source=jsonl(given("cat")), **again)
     assert [folder.name for folder in working.service.jobs.iterdir()] == list(ids)
+    (name,) = ids
+    work(working)
+    client.evals.runs.delete(name, eval_id=made.id)
+    with pytest.raises(openai.ConflictError, match="was deleted"):
+        client.evals.runs.create(made.id, data_source=jsonl(given("cat")), **again)
 
 
 BROKEN = {"item": {"word": 3}}

@@ -175,6 +175,10 @@ def test_a_request_that_is_sent_again_makes_one_job(live: Callable[..., Live]) -
     assert len(ids) == 1 and len(server.service.store.jobs()) == 1
     with pytest.raises(openai.ConflictError, match="of another request"):
         client.fine_tuning.jobs.create(**asked, suffix="other", **again)
+    client.files.delete(asked["training_file"])
+    assert client.fine_tuning.jobs.create(**asked, **again).id in ids, (
+        "what it made stands, whatever became of the file"
+    )
     assert [folder.name for folder in server.service.jobs.iterdir()] == list(ids), "nobody would ever read the others"
 
 
