@@ -201,12 +201,13 @@ def find(connection: Connection, kind: type[Kind], reference: str) -> Kind:
     table = TABLES[kind]
     begins = func.substr(table.c.id, 1, len(reference)) == reference
     shortest_first = select(table).where(begins).order_by(func.length(table.c.id), table.c.id).limit(2)
-    found = _read(connection, kind, shortest_first)
-    ids = [row.id for row in found]
+    found = _read(connection, kind, select(table).where(table.c.id == reference))  # which an index serves
+    found = found or _read(connection, kind, shortest_first)
     noun = kind.__name__.lower()
     if not found or not reference:
         raise NotFound(f"there is no {noun} {reference!r} among {_count(connection, table)}; list them to see the ids")
-    if len(found) > 1 and ids[0] != reference:
+    if len(found) > 1:
+        ids = [row.id for row in found]
         raise StoreError(f"{reference!r} begins several ids, {ids[0]} and {ids[1]} among them; write more of it")
     return found[0]
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.event import listen
 
 from melior.errors import NotFound, StoreError
 from melior.store import Store
@@ -249,6 +250,15 @@ def test_an_id_may_be_shortened_while_it_is_unique(store: Store) -> None:
     for nothing in ("run_x", "", "RUN_ABC12", "run%", "run_abc1_"):
         with pytest.raises(StoreError):
             store.run(nothing)
+
+
+def test_a_whole_id_is_found_by_its_index(store: Store) -> None:
+    run = store.add_run("sft", {}, "runs/1")
+    asked: list[str] = []
+    listen(store.database.engine, "before_cursor_execute", lambda *told: asked.append(str(told[2])))
+    assert store.run(run.id) == run
+    assert not any("substr" in query for query in asked), "which would look at every row"
+    assert store.run(run.id[:-1]) == run
 
 
 def test_evaluations_and_gates_point_to_each_other(store: Store) -> None:
