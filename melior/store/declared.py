@@ -10,8 +10,8 @@ from sqlalchemy import Connection, func, select
 from melior.errors import DataError
 from melior.store import schema
 from melior.store.measures import check_declaration, check_value
-from melior.store.query import Rows, add_row, fetch, in_force, new_id, now, one_of
-from melior.store.rows import Feedback, Measure, MeasureType
+from melior.store.query import CHUNK, Rows, add_row, fetch, in_force, new_id, now, one_of
+from melior.store.rows import Measure, MeasureType
 
 
 class Declared(Rows):
@@ -43,11 +43,14 @@ class Declared(Rows):
             description=schema.clean(description),
             created=now(),
         )
+        with self.database.read() as connection:  # nobody who writes waits for most of it
+            known = measures_of(connection, {name}).get(name)
+            seen = 0 if known is not None and _same(known, row) else _check_kept(connection, row)
         with self.database.write() as connection:
             known = measures_of(connection, {name}).get(name)
             if known is not None and _same(known, row):
                 return known
-            _check_kept(connection, row)
+            _check_kept(connection, row, seen)
             return add_row(connection, row)
 
     def measures(self) -> list[Measure]:
@@ -70,17 +73,27 @@ def _same(known: Measure, row: Measure) -> bool:
     return all(getattr(known, name) == getattr(row, name) for name in told)
 
 
-def _check_kept(connection: Connection, measure: Measure) -> None:
-    """Nothing, if everything in force under the name is one of what it is to measure."""
-    odd: list[tuple[str, str]] = []
-    for row in fetch(connection, Feedback, in_force(), metric=measure.name):
+def _check_kept(connection: Connection, measure: Measure, seen: int = 0) -> int:
+    """How far the log was seen, where all in force under the name behind `seen` is one of what it is to measure.
+
+    What was checked once can only fall out of force, so it need not be seen again.
+    """
+    table = schema.feedback
+    there = select(table.c.sequence, table.c.id, table.c.value).where(
+        table.c.metric == measure.name, table.c.sequence > seen, in_force()
+    )
+    odd, first = 0, ""
+    for place, id, value in connection.execute(
+        there.order_by(table.c.sequence), execution_options={"yield_per": CHUNK}
+    ):
+        seen = place
         try:
-            check_value(measure.name, row.value, measure)
+            check_value(measure.name, value, measure)
         except DataError as error:
-            odd.append((row.id, str(error)))
+            odd, first = odd + 1, first or f"{id} ({error})"
     if odd:
-        first, why = odd[0]
         raise DataError(
-            f"{len(odd)} values kept as {measure.name} would be none of it, the first is {first} ({why}); correct "
-            "them, or declare another name"
+            f"{odd} values kept as {measure.name} would be none of it, the first is {first}; correct them, or declare "
+            "another name"
         )
+    return seen

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from melior.errors import ConfigError, DataError, StoreError
 from melior.store import Store
+from melior.store.feedback import Said
 from melior.store.measures import MOST_DEPTH, check_value
+from melior.store.query import CHUNK
 from melior.store.rows import Measure
+from melior.types import Record
 
 
 def measure(type: Any, low: float | None = None, high: float | None = None, name: str = "m") -> Measure:
@@ -118,6 +122,20 @@ def test_a_declaration_is_in_force_until_the_next_and_the_same_again_is_none(sto
     second = store.declare_measure("clarity", "rating", low=1, high=7)
     other = store.declare_measure("a", "boolean")
     assert store.measures() == [other, second] and second.id != first.id
+
+
+def test_a_declaration_holds_few_of_the_values_that_it_looks_at(store: Store) -> None:
+    (decision,) = store.add_records([Record(inputs="q", output="a")])
+    text = "x" * 1000
+    for _ in range(4):
+        store.add_feedbacks([Said(metric="why", value=text, decision_id=decision) for _ in range(2 * CHUNK)])
+    tracemalloc.start()
+    store.declare_measure("why", "comment")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * CHUNK * len(text) * 0.6, "of the texts, which all would be"
+    with pytest.raises(DataError, match=f"{8 * CHUNK} values kept as why would be none of it, the first is fb_"):
+        store.declare_measure("why", "boolean")
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
