@@ -106,7 +106,6 @@ class _Doing:
         self.told = max(told, default=0)  # steps that there are events of
         self.asked = False  # whether the trainer was asked to stop
         self.until = 0.0  # when it will be killed
-        self.killed = False
 
     def run(self) -> None:
         command = [sys.executable, "-m", "melior.jobs.trainer", "--job", self.job.id]
@@ -132,7 +131,6 @@ class _Doing:
                 beat = time.monotonic() + self.worker.beat_s
                 self._beat(trainer)
             if self.asked and time.monotonic() > self.until:
-                self.killed = True
                 trainer.kill()
             time.sleep(min(0.1, self.worker.beat_s))
 
@@ -196,9 +194,8 @@ class _Doing:
         """Leaves a job that is not done as clients want it by now."""
         job = self.job
         wanted = self.store.renew(job.id, job.fence, self.worker.lease_s)
-        # asked before it could listen, a process dies of the signal
-        obeyed = status == INTERRUPTED or self.killed or (self.asked and status == -signal.SIGINT)
-        if obeyed or wanted == "cancel":
+        # asked before it can listen, a process dies of the signal, or of what the signal broke; late, it is killed
+        if status == INTERRUPTED or self.asked or wanted == "cancel":
             self._left(STOPPED[wanted], SAID[wanted])
         else:
             told = f"signal {-status}" if status < 0 else f"status {status}"
