@@ -221,6 +221,27 @@ def test_what_does_not_stop_in_time_is_killed_and_the_job_left_as_it_was_asked(
     assert (job.status, job.attempts, job.wanted) == (left, 0, "")
 
 
+BREAKS = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: sys.exit(1))
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(600)
+"""
+
+
+def test_a_process_that_the_signal_breaks_was_not_lost(
+    store: Store, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instead(monkeypatch, BREAKS, tmp_path / "listens")
+    made = store.add_job("sft", recipe(tmp_path), str(tmp_path / "broken"))
+    thread = doing(worker, claimed(store))
+    until((tmp_path / "listens").exists, "process")
+    store.ask_job(made.id, "pause")
+    thread.join()
+    job = store.job(made.id)
+    assert (job.status, job.attempts) == ("paused", 0)
+
+
 def test_a_job_that_is_resumed_while_its_step_ends_is_in_the_queue_again(
     store: Store, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
