@@ -86,7 +86,7 @@ def test_kept_completions_are_read_until_there_are_enough(server: Live) -> None:
     read: list[str] = []
     listen(server.service.store.database.engine, "before_cursor_execute", lambda *told: read.append(str(told[2])))
     assert outputs(server, limit=2) == [first, second]
-    assert sum("FROM completions" in query for query in read) == 1, "one page"
+    assert ["LIMIT" in query for query in read if "FROM completions" in query] == [True], "one page"
     assert len(outputs(server)) == len(outputs(server, created_after=0)) == 2 * CHUNK + 2
     with pytest.raises(Problem, match="there are no rows"):
         outputs(server, created_before=0)
