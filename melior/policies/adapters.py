@@ -17,6 +17,7 @@ import torch
 
 from melior.errors import ConfigError, ModelError
 from melior.policies.fused import fuse
+from melior.policies.loading import ONE_AT_A_TIME
 from melior.policies.weights import resolve
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def add_adapter(model: Any, lora: LoRA) -> PeftModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(lora.seed)
         try:
-            return fuse(get_peft_model(model, config))
+            with ONE_AT_A_TIME:
+                return fuse(get_peft_model(model, config))
         except ValueError as error:
             wanted = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
             raise ConfigError(f'LoRA finds no matrix to adapt with targets {wanted}; try "all-linear"') from error
@@ -75,7 +77,8 @@ def load_adapter(model: Any, folder: Path) -> PeftModel:
     # isort: split
     from peft import PeftModel
 
-    loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    with ONE_AT_A_TIME:
+        loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     for name, module in loaded.named_modules():
         if "lora_dropout" in name and isinstance(module, torch.nn.Dropout):
             module.p = 0.0

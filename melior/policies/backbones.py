@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, A
 from melior.errors import ConfigError, LayoutError, ModelError
 from melior.policies.forest import grow
 from melior.policies.head import Head
+from melior.policies.loading import ONE_AT_A_TIME
 from melior.policies.mixing import Mixture
 from melior.policies.norms import fuse_norms
 from melior.policies.weights import resolve
@@ -99,13 +100,14 @@ def load_backbone(
     name = str(folder)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=DTYPES[dtype],
-            attn_implementation=_wanted_attention(config),
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
+        with ONE_AT_A_TIME:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=DTYPES[dtype],
+                attn_implementation=_wanted_attention(config),
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
         model, report = loaded
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"Cannot load a causal language model from {name}: {_first_line(error)}") from error

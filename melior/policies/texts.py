@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from melior.data.formats.rows import ColumnKind
 from melior.errors import DataError, ModelError
+from melior.policies.loading import ONE_AT_A_TIME
 from melior.policies.weights import resolve
 
 BATCH_TOKENS = 4096  # of a micro-batch: near full matrix speed, and about 1 GB of activations for MiniLM
@@ -67,7 +68,8 @@ class TextInputs(nn.Module):
 
         source = str(minilm() if backbone in ("auto", "minilm") else resolve(backbone))
         try:
-            model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+            with ONE_AT_A_TIME:
+                model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise ModelError(f"There is no text encoder in {source}: {str(error).splitlines()[0]}") from error
@@ -141,7 +143,8 @@ class TextInputs(nn.Module):
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder} has no encoder in it: {str(error).splitlines()[0]}") from error
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-            model = AutoModel.from_config(config, dtype=torch.float32)
+            with ONE_AT_A_TIME:
+                model = AutoModel.from_config(config, dtype=torch.float32)
         return cls(model, tokenizer, Texts(max_length=told["max_length"]))
 
     def write_files(self, folder: Path) -> None:

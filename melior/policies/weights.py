@@ -12,6 +12,7 @@ from pathlib import Path
 
 from melior.durable import durable_folder, file_digest, verify_folder
 from melior.errors import ModelError
+from melior.policies.loading import ONE_AT_A_TIME
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,13 @@ def _convert(gguf: Path, target: Path) -> None:
     transformers_logging.disable_progress_bar()
     folder = str(gguf.parent)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
-    quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
+    with ONE_AT_A_TIME:
+        quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
     config = quantised.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config._name_or_path = target.name
-    with torch.device("meta"):
+    with ONE_AT_A_TIME, torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict(), assign=True)
     model.tie_weights()
